@@ -92,13 +92,13 @@ class Service:
             if self._thread is not None and self._thread.is_alive():
                 return not self._stop.is_set()
             self._stop, self._wake = threading.Event(), threading.Event()
-            thread = threading.Thread(target=self._run, name=f"chaperone-{self.name}", args=(self._stop, self._wake), daemon=True)
+            self._thread = threading.Thread(target=self._run, name=f"chaperone-{self.name}", args=(self._stop, self._wake), daemon=True)
             try:
-                thread.start()
+                self._thread.start()
             except RuntimeError as e:  # no more threads, or the interpreter ends
+                self._thread = None
                 internal_error(self.name, e)
                 return False
-            self._thread = thread
             return True
 
     def wake(self) -> None:
