@@ -27,12 +27,27 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add the logs of its processes to the report of a test that failed."""
+    """Add the logs of its processes to the report of a test that failed; in CI, where everything is there, a skip is a failure."""
     report = yield
+    _refuse_skip(report)
     if report.failed:
         for process in item.stash.get(PROCESSES, []):
             report.sections.append((f"log of {' '.join(process.command)}", process.tail()))
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole module that skips itself."""
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if environment.is_ci() and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and nothing may be skipped in CI: {report.longrepr}"
 
 
 @pytest.fixture(autouse=True)
