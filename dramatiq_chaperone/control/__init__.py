@@ -1,0 +1,1 @@
+"""Commands: what others ask of a worker, and how it answers."""

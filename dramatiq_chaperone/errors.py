@@ -1,0 +1,71 @@
+"""Every error that Chaperone raises, above one root.
+
+The docstring of a class is its default message; what a caller may want to act on travels as attributes.
+Two stand elsewhere on purpose: ``BreakerOpen`` is a pybreaker class, and :class:`JobCancelled` is an Interrupt.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dramatiq.middleware import MiddlewareError
+from dramatiq.threading import Interrupt
+
+
+class ChaperoneError(Exception):
+    """Chaperone could not do what it was asked to."""
+
+    def __init__(self, message: str | None = None, **data: Any) -> None:
+        super().__init__(message or self.__doc__)
+        self.__dict__.update(data)
+
+
+class SettingsError(ChaperoneError, MiddlewareError):
+    """A setting is not valid.
+
+    It is a dramatiq MiddlewareError too: anything else that a hook raises is logged and swallowed there.
+
+    Attributes:
+      field: the name of the setting, as an argument of ``Chaperone(...)``; None where no single one is to blame.
+      value: the value that was refused, ``'***'`` where it is a secret.
+      origin: where the value came from, for example ``'environment CHAPERONE_TIMEOUT'``.
+    """
+
+    field: str | None = None
+    value: object = None
+    origin: str | None = None
+
+
+class StoreError(ChaperoneError):
+    """The store could not be read or written."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be reached now; what waits in the journal is written when it is back."""
+
+
+class SchemaError(StoreError):
+    """The tables of the store are missing or of another version; run `chaperone db upgrade`.
+
+    Attributes:
+      found: the version of the tables, None if there are none.
+      wanted: the version that this release needs.
+    """
+
+    found: int | None = None
+    wanted: int | None = None
+
+
+class JournalError(ChaperoneError):
+    """The journal cannot be written or read."""
+
+
+class CommandRefused(ChaperoneError):
+    """The worker does not know this command, or cannot carry it out."""
+
+
+class JobCancelled(Interrupt):
+    """The job was cancelled.
+
+    An Interrupt, outside of :class:`ChaperoneError`: ``except Exception`` in an actor must not swallow it.
+    """

@@ -1,0 +1,306 @@
+"""What crosses layers: the states of a job, and the shapes of what a process writes into its journal.
+
+Journal entries are flat tuples, for the hot path makes three of them a message and a plain tuple costs a tenth of
+an object.  The NamedTuples below give each position its name; the reader rebuilds them with ``ENTRY_TYPES``.
+Times are Unix seconds (UTC, float), durations seconds, memory bytes, CPU percent of one core.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+
+class JobStatus(str, Enum):
+    """The states of a job.  Waiting for a retry is PENDING with ``retry_at``."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    #: Running, but stuck.
+    STALLED = "stalled"
+    #: Its worker died; the broker has yet to deliver the message again.
+    LOST = "lost"
+    COMPLETED = "completed"
+    #: For good: no retry follows.
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SKIPPED = "skipped"
+
+
+#: Of two reports with the same number of retries the one with the higher rank tells the state.  Every final state
+#: outranks every other one, so that a late report never takes a job back.
+STATUS_RANK: Final[dict[str, int]] = {
+    "pending": 0,
+    "running": 1,
+    "stalled": 2,
+    "lost": 3,
+    "skipped": 8,
+    "cancelled": 9,
+    "failed": 10,
+    "completed": 11,
+}
+FINAL_RANK: Final = 8
+
+#: How a run can end.  A job is completed, a run has succeeded.
+RUN_OUTCOMES: Final = ("succeeded", "failed", "interrupted", "killed", "lost")
+
+ENQUEUED: Final = 1
+STARTED: Final = 2
+ENDED: Final = 3
+SKIPPED: Final = 4
+SAMPLED: Final = 5
+HEARTBEAT: Final = 6
+DEAD: Final = 7
+EVENT: Final = 8
+WORKER: Final = 9
+BEAT: Final = 10
+WORKER_STOPPED: Final = 11
+DROPPED: Final = 12
+COMMAND_DONE: Final = 13
+
+
+class Enqueued(NamedTuple):
+    """A message was sent, or is on its way again (a retry, a delay)."""
+
+    kind: int
+    at: float
+    job_id: str
+    actor: str
+    queue: str
+    retries: int
+    priority: int
+    enqueued_at: float
+    eta: float | None
+    retry_at: float | None
+    #: JSON text {"args": [...], "kwargs": {...}, "options": {...}}, redacted and capped by the sender; None: not recorded.
+    payload: str | None
+    payload_complete: bool
+    initiator_type: str | None
+    initiator_id: str | None
+    parent_job_id: str | None
+    tenant: str | None
+
+
+class Started(NamedTuple):
+    """A run has begun in a worker."""
+
+    kind: int
+    at: float
+    job_id: str
+    #: Unique for each run.
+    run_id: str
+    retries: int
+    actor: str
+    queue: str
+    thread: str
+    priority: int
+    enqueued_at: float
+    #: Seconds that the message waited since it was due.
+    waited_s: float
+    timeout_at: float | None
+    heartbeat_interval: float | None
+    #: JSON text of the limits that were set for this job, None where none was.
+    limits: str | None
+
+
+class Ended(NamedTuple):
+    """A run is over."""
+
+    kind: int
+    at: float
+    job_id: str
+    run_id: str
+    retries: int
+    actor: str
+    queue: str
+    #: One of RUN_OUTCOMES.
+    outcome: str
+    #: What it makes of the job: a final JobStatus, or None when a retry follows.
+    status: str | None
+    duration_s: float
+    cpu_seconds: float | None
+    memory_peak: int | None
+    #: 'exact' or 'shared', None with memory_peak.
+    memory_attribution: str | None
+    #: (exception class, message, traceback text, context JSON text) of a run that did not succeed.
+    error: tuple[str, str, str, str] | None
+    started_at: float
+    thread: str
+
+
+class Skipped(NamedTuple):
+    """A middleware raised SkipMessage: the message is gone and did not run."""
+
+    kind: int
+    at: float
+    job_id: str
+    retries: int
+    actor: str
+    queue: str
+    enqueued_at: float
+
+
+class Sampled(NamedTuple):
+    """The sampler looked at a running job.  This is no heartbeat of the job."""
+
+    kind: int
+    at: float
+    job_id: str
+    run_id: str
+    memory_usage: int
+    memory_peak: int
+    memory_attribution: str
+    cpu_usage: float
+    cpu_seconds: float
+    #: Whether this sample also goes into the history.
+    keep: bool
+    #: Minimum and maximum since the sample kept before: (memory min, max, cpu min, max); None unless ``keep``.
+    span: tuple[int, int, float, float] | None
+
+
+class Beat(NamedTuple):
+    """The process lives."""
+
+    kind: int
+    at: float
+    beat: int
+    rss: int
+    cpu: float
+    jobs_processed: int
+    jobs_failed: int
+    #: JSON text of the process's other readings: open files, children, the sampler's own cost, internal errors.
+    gauges: str | None
+
+
+class HeartbeatMade(NamedTuple):
+    """The job itself reported: a heartbeat, or progress."""
+
+    kind: int
+    at: float
+    job_id: str
+    run_id: str
+    heartbeat_id: str
+    #: 'manual' or 'progress'.
+    source: str
+    metadata: str | None
+    progress_current: float | None
+    progress_total: float | None
+    phase: str | None
+    #: Whether it also goes into the history.
+    keep: bool
+
+
+class Dead(NamedTuple):
+    """The broker dead-lettered the message."""
+
+    kind: int
+    at: float
+    job_id: str
+    retries: int
+    actor: str
+    queue: str
+    enqueued_at: float
+    #: 'retries exhausted', 'rejected', 'poison', 'unknown actor' or 'age'.
+    reason: str
+    exception: str | None
+    message: str | None
+    trace: str | None
+    payload: str | None
+    payload_complete: bool
+
+
+class StoredEvent(NamedTuple):
+    """An event of the kind that is stored (events.py says which)."""
+
+    kind: int
+    at: float
+    name: str
+    job_id: str | None
+    worker_id: str | None
+    service: str | None
+    data: str
+
+
+class WorkerBooted(NamedTuple):
+    """A worker process is ready; the identity is in the head of its journal."""
+
+    kind: int
+    at: float
+    broker: str
+    broker_id: str | None
+    queues: str
+    threads: int
+    pool: str | None
+    versions: str
+
+
+class WorkerStopped(NamedTuple):
+    """A worker process stopped cleanly."""
+
+    kind: int
+    at: float
+
+
+class Dropped(NamedTuple):
+    """Entries that could not be kept, counted."""
+
+    kind: int
+    at: float
+    #: What was dropped: 'sample', 'success' …
+    what: str
+    count: int
+
+
+class CommandDone(NamedTuple):
+    """A worker answers a command."""
+
+    kind: int
+    at: float
+    command_id: str
+    #: 'done', 'refused' or 'failed'.
+    outcome: str
+    detail: str | None
+
+
+ENTRY_TYPES: Final[dict[int, Any]] = {
+    ENQUEUED: Enqueued,
+    STARTED: Started,
+    ENDED: Ended,
+    SKIPPED: Skipped,
+    SAMPLED: Sampled,
+    HEARTBEAT: HeartbeatMade,
+    DEAD: Dead,
+    EVENT: StoredEvent,
+    WORKER: WorkerBooted,
+    BEAT: Beat,
+    WORKER_STOPPED: WorkerStopped,
+    DROPPED: Dropped,
+    COMMAND_DONE: CommandDone,
+}
+
+
+class Origin(NamedTuple):
+    """Whose journal it is."""
+
+    #: Unique for each process and start: ``<host>-<pid>-<8 hex digits>``; the name of the journal, and of a worker its id.
+    worker_id: str
+    host: str
+    #: Boot id and pid namespace: only inside it does a pid say anything.
+    host_identity: str
+    pid: int
+    #: Unix seconds at which the process started, as the system tells.
+    process_started_at: float
+    #: 'worker' or 'producer'.
+    role: str
+    #: The pid of the ``dramatiq`` master, None outside of its command.
+    master_pid: int | None = None
+
+
+class Command(NamedTuple):
+    """What somebody asks of one worker process."""
+
+    command_id: str
+    #: The worker_id it is for.
+    target: str
+    name: str
+    arguments: dict[str, Any]

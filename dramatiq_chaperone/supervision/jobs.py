@@ -1,0 +1,348 @@
+"""The jobs that run in this process, and the handle that actor code holds."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterable, Iterator, Sized
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from time import monotonic, process_time, thread_time, time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from .. import records
+from ..errors import JobCancelled
+from ..events import HeartbeatReceived, has_subscribers, publish
+from ..service import internal_error
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+T = TypeVar("T")
+
+#: Reports of one job that reach the journal at once; later ones are thinned.
+FREE_REPORTS: Final = 20
+#: Reports and samples each keep a row after each 1/25 of the job's age: 230 rows each for a day, 280 for a week.
+THINNING: Final = 25
+#: The rate of progress is taken over so many looks of the sampler, at least a second apart.
+RATE_LOOKS: Final = 30
+
+_current: ContextVar[Job | None] = ContextVar("chaperone_job", default=None)
+
+
+@dataclass(slots=True)
+class JobSample:
+    """What the sampler knows of a job: its last reading, and the extremes since the row that was kept before."""
+
+    at: float
+    cpu_seconds: float
+    memory_min: int
+    memory_max: int
+    cpu_min: float
+    cpu_max: float
+    kept_at: float
+    written_at: float
+
+
+class Job:
+    """A running job, as its own code sees it: ``current_job()``.
+
+    Any thread may use it.  When the run is over it does nothing any more.
+
+    Attributes:
+      job_id: the id of the message, the same in every run of it.
+      run_id: unique for this run.
+      actor_name, queue, retries: of the message; retries counts failed runs before this one.
+      started_at: Unix seconds.
+      phase: what was last reported as such.
+    """
+
+    __slots__ = (
+        "_kept_at",
+        "_looks",
+        "_metadata",
+        "_recorder",
+        "_reports",
+        "_source",
+        "actor_name",
+        "cpu_exact",
+        "cpu_started",
+        "current",
+        "ended",
+        "ident",
+        "is_async",
+        "is_cancelled",
+        "is_dirty",
+        "is_shared",
+        "job_id",
+        "last_heartbeat",
+        "memory_peak",
+        "phase",
+        "process_cpu_started",
+        "queue",
+        "retries",
+        "run_id",
+        "sample",
+        "started",
+        "started_at",
+        "thread",
+        "timeout_s",
+        "total",
+    )
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        job_id: str,
+        run_id: str,
+        actor_name: str,
+        queue: str,
+        retries: int,
+        thread: str,
+        ident: int,
+        is_async: bool,
+    ) -> None:
+        self._recorder = recorder
+        self.job_id = job_id
+        self.run_id = run_id
+        self.actor_name = actor_name
+        self.queue = queue
+        self.retries = retries
+        self.thread = thread
+        self.ident = ident
+        self.is_async = is_async
+        self.started_at = time()
+        self.started = monotonic()
+        self.cpu_started = thread_time()
+        self.process_cpu_started = process_time() if is_async else 0.0
+        self.cpu_exact: float | None = None
+        self.ended: float | None = None
+        self.timeout_s: float | None = None
+        self.is_cancelled = False
+        self.is_shared = False
+        self.memory_peak: int | None = None
+        self.sample: JobSample | None = None
+        self.current: float | None = None
+        self.total: float | None = None
+        self.phase: str | None = None
+        self.last_heartbeat: float | None = None
+        self._metadata: dict[str, Any] | None = None
+        self._source = "manual"
+        self.is_dirty = False
+        self._reports = 0
+        self._kept_at = 0.0
+        self._looks: list[tuple[float, float]] = []
+
+    def heartbeat(self, metadata: dict[str, Any] | None = None, /, **more: Any) -> None:
+        """Say that the job is alive and well, with anything that helps to judge that.
+
+        Parameters:
+          metadata: free data, redacted and size-capped; the latest is on the job's row.
+
+        Raises:
+          JobCancelled: somebody has asked this job to stop.
+        """
+        if self.ended is not None:
+            return
+        self.last_heartbeat = monotonic()
+        self._metadata = {**(metadata or {}), **more}
+        self._source = "manual"
+        self.is_dirty = True
+        self._report()
+
+    def report_progress(
+        self, current: float, total: float, metadata: dict[str, Any] | None = None, /, *, phase: str | None = None, **more: Any
+    ) -> None:
+        """Say how far the job is.  It counts as a heartbeat, and may be called in a tight loop: once a second it is written down.
+
+        Parameters:
+          current, total: any unit; the percentage is clamped to 0–100, and 0 where *total* is not positive.
+          phase: the part of the job that it is in.
+
+        Raises:
+          JobCancelled: somebody has asked this job to stop.
+        """
+        if self.ended is not None:
+            return
+        self.current = current
+        self.total = total
+        self.last_heartbeat = monotonic()
+        if phase is not None:
+            self.phase = phase
+        if metadata or more:
+            self._metadata = {**(metadata or {}), **more}
+        self._source = "progress"
+        self.is_dirty = True
+        if self._reports == 0 or self.is_cancelled:
+            self._report()
+
+    def track(self, rows: Iterable[T], *, total: int | None = None, phase: str | None = None) -> Iterator[T]:
+        """Go through *rows* and report the progress of it.
+
+        Parameters:
+          total: how many there are; taken from ``len(rows)`` where that is known.
+
+        Raises:
+          JobCancelled: somebody has asked this job to stop.
+        """
+        if total is None and isinstance(rows, Sized):
+            total = len(rows)
+        for done, row in enumerate(rows):
+            self.report_progress(done, total or 0, phase=phase)
+            yield row
+            self.report_progress(done + 1, total or 0, phase=phase)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has asked this job to stop.  ``heartbeat()``, ``report_progress()`` and ``track()`` raise then."""
+        return self.is_cancelled
+
+    @property
+    def progress(self) -> int | None:
+        """Percent, 0–100; None before the first report."""
+        return None if self.current is None else percent(self.current, self.total or 0)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the job is done at its recent rate; None while there is no rate."""
+        if len(self._looks) < 2 or self.current is None or not self.total:
+            return None
+        (then, before), (now, after) = self._looks[0], self._looks[-1]
+        return None if after <= before else max(0.0, (self.total - self.current) * (now - then) / (after - before))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began."""
+        return (self.ended or monotonic()) - self.started
+
+    def is_due(self, kept_at: float, now: float) -> bool:
+        """Whether a history whose last row is of *kept_at* may have another at *now*, both monotonic."""
+        return now - kept_at >= max(1.0, (now - self.started) / THINNING) * 0.999
+
+    def look(self, now: float) -> None:
+        """Note the progress for the rate.  Called by the sampler, about once a second."""
+        if self.current is not None:
+            self._looks.append((now, self.current))
+            del self._looks[:-RATE_LOOKS]
+
+    def flush(self) -> None:
+        """Write down what was reported since the last time.  Called by the sampler, and at the end of the run."""
+        if self.is_dirty:
+            self._write(keep=self.ended is not None or self.is_due(self._kept_at, monotonic()))
+
+    def _report(self) -> None:
+        if self._reports < FREE_REPORTS:
+            self._write(keep=True)
+        if self._source == "manual" and has_subscribers(HeartbeatReceived):
+            self._publish()
+        if self.is_cancelled:
+            raise JobCancelled(f"Job {self.job_id} was cancelled.")
+
+    def _write(self, *, keep: bool) -> None:
+        self.is_dirty = False
+        self._reports += 1
+        if keep:
+            self._kept_at = monotonic()
+        metadata, self._metadata = self._metadata, None
+        try:
+            self._recorder.append(
+                (
+                    records.HEARTBEAT,
+                    time(),
+                    self.job_id,
+                    self.run_id,
+                    uuid.uuid4().hex,
+                    self._source,
+                    self._recorder.encode_metadata(metadata) if metadata else None,
+                    number(self.current),
+                    number(self.total),
+                    None if self.phase is None else str(self.phase)[:255],
+                    keep,
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - a heartbeat must never fail its job
+            internal_error("heartbeat", error, job_id=self.job_id)
+
+    def _publish(self) -> None:
+        try:
+            publish(
+                HeartbeatReceived(
+                    supervision_id=self.job_id,
+                    job_id=self.job_id,
+                    job_class=self.actor_name,
+                    actor_name=self.actor_name,
+                    heartbeat_id=self.run_id,
+                    metadata=self._metadata or {},
+                )
+            )
+        except Exception as error:  # noqa: BLE001 - as above
+            internal_error("heartbeat", error, job_id=self.job_id)
+
+
+def percent(current: float, total: float) -> int:
+    """*current* of *total* in percent, clamped to 0–100; 0 where *total* is not positive."""
+    try:
+        return max(0, min(100, int(current * 100 / total))) if total > 0 else 0
+    except (TypeError, ValueError, OverflowError):
+        return 0
+
+
+def number(value: Any) -> float | None:
+    """*value* as a finite float, None where it is none."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if abs(found) < 1e300 else None
+
+
+def entered(job: Job) -> Token[Job | None]:
+    """*job* begins in this context."""
+    return _current.set(job)
+
+
+def left(token: Token[Job | None]) -> None:
+    """The job of *token* is over."""
+    _current.reset(token)
+
+
+def current_job() -> Job | None:
+    """The job that this code runs in; None outside of one.
+
+    It is known in the actor, in what it calls, in its coroutines, and in threads that were started with a copied context.
+    """
+    return _current.get()
+
+
+def heartbeat(metadata: dict[str, Any] | None = None, /, **more: Any) -> None:
+    """:meth:`Job.heartbeat` of the current job; outside of a job it does nothing."""
+    if (job := _current.get()) is not None:
+        job.heartbeat(metadata, **more)
+
+
+def report_progress(
+    current: float, total: float, metadata: dict[str, Any] | None = None, /, *, phase: str | None = None, **more: Any
+) -> None:
+    """:meth:`Job.report_progress` of the current job; outside of a job it does nothing."""
+    if (job := _current.get()) is not None:
+        job.report_progress(current, total, metadata, phase=phase, **more)
+
+
+def supervision_id() -> str | None:
+    """The id of the current job, which is the id of its message; None outside of a job."""
+    job = _current.get()
+    return None if job is None else job.job_id
+
+
+class JobLogFilter(logging.Filter):
+    """Gives each log record ``job_id``, ``actor`` and ``queue`` of the job it was made in, ``'-'`` outside of one.
+
+    Add it to a handler: ``handler.addFilter(JobLogFilter())``, and use ``%(job_id)s`` in its format.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Never drops a record."""
+        job = _current.get()
+        record.job_id, record.actor, record.queue = ("-", "-", "-") if job is None else (job.job_id, job.actor_name, job.queue)
+        return True
+

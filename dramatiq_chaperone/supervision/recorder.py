@@ -1,0 +1,84 @@
+"""Where supervision writes to: this process's journal, with the settings, policies and encoding that go with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from time import time
+from typing import Any
+
+from dramatiq import Broker
+from dramatiq.common import q_name
+
+from .. import events, records
+from ..journal import Journal
+from ..payload import PayloadEncoder
+from ..service import internal_error
+from ..settings import Settings
+from .policy import Policy, policy_of, policy_of_unknown
+
+
+class Recorder:
+    """One process's way to its journal."""
+
+    def __init__(self, settings: Settings, broker: Broker, journal: Journal, encoder: PayloadEncoder) -> None:
+        self.settings = settings
+        self.origin = journal.origin
+        self.append: Callable[[tuple[Any, ...]], None] = journal.append
+        self._broker = broker
+        self._encoder = encoder
+        self._policies: dict[str, Policy] = {}
+
+    def policy(self, actor_name: str, queue: str) -> Policy:
+        """What applies to an actor; *queue* counts where this process only knows its name."""
+        try:
+            return self._policies[actor_name]
+        except KeyError:
+            pass
+        actor = self._broker.actors.get(actor_name)
+        if actor is None:  # it may still be declared, so this is not kept
+            return policy_of_unknown(actor_name, q_name(queue), self.settings)
+        return self._policies.setdefault(actor_name, policy_of(actor, self.settings))
+
+    def encode_payload(self, message: Any, policy: Policy) -> tuple[str | None, bool]:
+        """(JSON text, whether it may be replayed) of a message; (None, False) where payloads are not recorded."""
+        if not self.settings.include_payload:
+            return None, False
+        return self._encoder.encode(message.args, message.kwargs, message.options, policy.parameters)
+
+    def encode_metadata(self, metadata: dict[str, Any]) -> str | None:
+        """*metadata* as JSON text, redacted and capped."""
+        return self._encoder.encode_metadata(metadata)
+
+    def redaction_of(self, message: Any, policy: Policy) -> Callable[[str], str]:
+        """A function that takes the secret arguments of *message* out of a text."""
+        return self._encoder.text_redactor(message.args, message.kwargs, policy.parameters)
+
+    def emit(self, event: Any) -> None:
+        """Publish an event in this process, and store it if it is of the stored kind."""
+        events.publish(event)
+        try:
+            if events.is_stored(type(event)):
+                self.append(stored(event, self.origin.worker_id))
+        except Exception as error:  # noqa: BLE001 - an event is a report, not the job
+            internal_error("events", error)
+
+
+def stored(event: Any, worker_id: str | None) -> tuple[Any, ...]:
+    """The journal entry of an event."""
+    fields = dataclasses.asdict(event)
+    return (
+        records.EVENT,
+        time(),
+        type(event).__name__,
+        fields.get("job_id"),
+        fields.get("worker_id") or worker_id,
+        fields.get("service"),
+        to_json(fields),
+    )
+
+
+def to_json(value: dict[str, Any]) -> str:
+    """*value* as compact JSON text; what JSON does not know becomes text."""
+    return json.dumps(value, default=str, separators=(",", ":"))

@@ -1,0 +1,169 @@
+"""The worker's one background thread: it samples, keeps the time limits, and says that the process lives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from .. import records
+from ..journal import Journal
+from ..service import Service, internal_errors
+from . import resources
+from .execution import Execution
+from .jobs import Job, JobSample
+from .recorder import to_json
+from .slots import RunningJobs, Slot
+from .stopping import Interrupter
+
+#: The share of one core that sampling may take.
+BUDGET: Final = 0.003
+#: Sampling slows down from one sample a second to this, in seconds.
+SLOWEST_S: Final = 10.0
+#: A job's row is brought up to date at least this often, in seconds.
+REFRESH_S: Final = 5.0
+
+
+class Sampler(Service):
+    """Looks at the process, its threads and its children.
+
+    Parameters:
+      beat_s: seconds between two heartbeats of the process.
+      turns: called at the end of each turn with the monotonic time: what else has to be done once a second.
+    """
+
+    name = "sampler"
+
+    def __init__(
+        self,
+        journal: Journal,
+        running: RunningJobs,
+        execution: Execution,
+        interrupter: Interrupter,
+        *,
+        beat_s: float,
+        turns: Callable[[float], None],
+    ) -> None:
+        super().__init__(interval_s=min(1.0, interrupter.interval_s))
+        self._journal, self._running, self._execution, self._interrupter = journal, running, execution, interrupter
+        self._beat_s, self._turns = beat_s, turns
+        #: Seconds between two samples; it grows while sampling costs more than its budget.
+        self.sample_interval_s = 1.0
+        #: CPU seconds that this thread has used.
+        self.cpu_seconds = 0.0
+        self._beat = 0
+        self._next_sample = self._next_beat = 0.0
+        self._children = resources.Children(0, 0, 0.0)
+        self._open_files = 0
+        self._process = (time.monotonic(), resources.process_cpu_s())
+        self._cpu_percent = 0.0
+
+    def run_once(self) -> None:
+        """One turn: deadlines each time, samples and beats when they are due."""
+        began = time.thread_time()
+        now = time.monotonic()
+        self._interrupter.check(now)
+        self._journal.retry()
+        if now >= self._next_beat:
+            self._next_beat = now + self._beat_s
+            self._children, self._open_files = resources.children(), resources.open_files()
+            self._write_beat(now)
+        if now >= self._next_sample:
+            self._next_sample = now + self.sample_interval_s * 0.999
+            self.sample(now)
+            cost = time.thread_time() - began
+            self._pace(cost)
+        self._turns(now)
+        self.cpu_seconds += time.thread_time() - began
+
+    def sample(self, now: float) -> None:
+        """Take one sample of everything that runs.  *now* is monotonic."""
+        running = self._running.running()
+        if not running:
+            return
+        memory = resources.rss_bytes() + self._children.rss
+        is_shared = len(running) > 1
+        at = time.time()
+        for slot, job in running:
+            job.look(now)
+            job.flush()
+            self._sample_job(slot, job, memory, is_shared, now, at)
+
+    def _sample_job(self, slot: Slot, job: Job, memory: int, is_shared: bool, now: float, at: float) -> None:
+        job.is_shared = job.is_shared or is_shared
+        job.memory_peak = max(memory, job.memory_peak or 0)
+        cpu_seconds = self._cpu_of(slot, job)
+        sample = job.sample
+        if sample is None:
+            sample = job.sample = JobSample(job.started, 0.0, memory, memory, 0.0, 0.0, 0.0, 0.0)
+        cpu = max(0.0, 100 * (cpu_seconds - sample.cpu_seconds) / max(now - sample.at, 1e-3))
+        is_first = not sample.written_at
+        sample.at, sample.cpu_seconds = now, cpu_seconds
+        sample.memory_min, sample.memory_max = min(sample.memory_min, memory), max(sample.memory_max, memory)
+        sample.cpu_min, sample.cpu_max = (cpu, cpu) if is_first else (min(sample.cpu_min, cpu), max(sample.cpu_max, cpu))
+        keep = job.is_due(sample.kept_at, now)
+        if not keep and now - sample.written_at < REFRESH_S:
+            return
+        span = (sample.memory_min, sample.memory_max, sample.cpu_min, sample.cpu_max) if keep else None
+        attribution = "shared" if is_shared else "exact"
+        self._journal.append(
+            (records.SAMPLED, at, job.job_id, job.run_id, memory, job.memory_peak, attribution, cpu, cpu_seconds, keep, span)
+        )
+        sample.written_at = now
+        if keep:
+            sample.kept_at = now
+            sample.memory_min = sample.memory_max = memory
+            sample.cpu_min = sample.cpu_max = cpu
+
+    def _cpu_of(self, slot: Slot, job: Job) -> float:
+        """CPU seconds of the run; of the process since it began where the job has no thread of its own."""
+        if slot.clock_id is None or job.is_async:
+            return resources.process_cpu_s() - job.process_cpu_started
+        try:
+            return max(0.0, time.clock_gettime(slot.clock_id) - job.cpu_started)
+        except OSError:  # the thread has ended
+            return 0.0
+
+    def _write_beat(self, now: float) -> None:
+        then, before = self._process
+        cpu = resources.process_cpu_s()
+        self._process = (now, cpu)
+        self._cpu_percent = 100 * (cpu - before) / max(now - then, 1e-3)
+        self._beat += 1
+        gauges = {
+            "open_files": self._open_files,
+            "children": self._children.count,
+            "children_rss": self._children.rss,
+            "children_cpu_seconds": round(self._children.cpu_seconds, 3),
+            "sampler_cpu_seconds": round(self.cpu_seconds, 4),
+            "sample_interval_s": self.sample_interval_s,
+            "running": len(self._running.running()),
+            "journal_segments": self._journal.waiting_segments(),
+            "internal_errors": dict(internal_errors),
+        }
+        execution = self._execution
+        self._journal.append(
+            (
+                records.BEAT,
+                time.time(),
+                self._beat,
+                resources.rss_bytes(),
+                round(self._cpu_percent, 2),
+                execution.jobs_processed,
+                execution.jobs_failed,
+                to_json(gauges),
+            )
+        )
+        self._report_drops()
+
+    def _report_drops(self) -> None:
+        dropped = self._journal.dropped
+        for what in list(dropped):
+            self._journal.append((records.DROPPED, time.time(), what, dropped.pop(what)))
+
+    def _pace(self, cost: float) -> None:
+        """Sample less often while one sample costs more than its share of the time between two."""
+        if cost > BUDGET * self.sample_interval_s:
+            self.sample_interval_s = min(SLOWEST_S, self.sample_interval_s * 2)
+        elif cost < BUDGET * self.sample_interval_s / 4:
+            self.sample_interval_s = max(1.0, self.sample_interval_s / 2)
