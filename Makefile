@@ -36,7 +36,7 @@ types: $(TEST_STAMP)
 	@echo "types: ok"
 
 layers: $(TEST_STAMP)
-	@out=$$($(BIN)/lint-imports --no-logo 2>&1) || { echo "$$out" >&2; exit 1; }
+	@out=$$($(BIN)/lint-imports --no-logo --no-cache 2>&1) || { echo "$$out" >&2; exit 1; }
 	@echo "layers: ok"
 
 docs: $(TEST_STAMP)
@@ -57,17 +57,17 @@ build: $(TEST_STAMP) ## Build the wheel and the source archive in dist/
 	@$(BIN)/python -m build --outdir dist .
 
 clean: ## Remove what was built or cached, and .venv
-	@rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(TEST_STAMP): setup.cfg | $(BIN)/python
 	@echo "Installing what the tests need into $(VENV) (once; about a minute) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,postgres,mysql,ulid,rabbitmq]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[dev,postgres,mysql,ulid,rabbitmq]"
 	@touch $@
 
 $(DEMO_STAMP): setup.cfg | $(BIN)/python
 	@echo "Installing what the demo needs into $(VENV) (once; about half a minute) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[demo]"
 	@touch $@
 
 # Each candidate is run, not just looked up: version managers put commands on the PATH that only print an error,
