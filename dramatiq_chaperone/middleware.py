@@ -109,6 +109,11 @@ class Chaperone(Middleware):
         if self._runtime is not None:
             self._guarded(self._runtime.stop_worker)
 
+    def close(self) -> None:
+        """Bring everything that this process has recorded to the store.  Happens by itself at the end of the process."""
+        if self._runtime is not None:
+            self._runtime.close()
+
     # The life of a message.
 
     def before_enqueue(self, broker: Broker, message: Any, delay: int | None) -> None:

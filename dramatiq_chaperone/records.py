@@ -246,9 +246,9 @@ class Dropped(NamedTuple):
 
     kind: int
     at: float
-    #: What was dropped: 'sample', 'success' …
+    #: The name of the entry's shape.
     what: str
-    count: int
+    number: int
 
 
 class CommandDone(NamedTuple):

@@ -10,15 +10,17 @@ import os
 import platform
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from . import host, records
 from .control.runner import CommandRunner
+from .events import WorkerStarted, WorkerStopped
 from .journal import Journal, JournalDirectory
-from .payload import PayloadEncoder
 from .service import Service, internal_error
 from .settings import Settings
 from .supervision.execution import Execution
@@ -63,9 +65,7 @@ class Runtime:
         self._sending: _Process | None = None
         self._working: _WorkerProcess | None = None
         self.execution: Execution | None = None
-        atexit.register(self._at_exit)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forked)
+        _runtimes.add(self)
 
     def enqueued(self, message: Any) -> None:
         """A message has reached the broker."""
@@ -104,14 +104,16 @@ class Runtime:
                 self._sending.start()
             return self._sender
 
-    def _at_exit(self) -> None:
+    def close(self) -> None:
+        """Stop whatever runs, and bring what was written to the store.  The next message begins anew."""
         self.stop_worker()
         with self._lock:
             sending, self._sending, self._sender = self._sending, None, None
         if sending is not None:
             sending.stop()
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
+        """Forget everything: it is the parent's."""
         self._lock = threading.Lock()
         self._sender = self._sending = self._working = self.execution = None
 
@@ -128,6 +130,27 @@ class Runtime:
             if not host.is_alive(int(pid), float(started_at)):
                 old.unlink(missing_ok=True)
         settings.to_file(path)
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for runtime in list(_runtimes):
+        try:
+            runtime.close()
+        except Exception as error:  # noqa: BLE001 - the others have to be closed too
+            internal_error("runtime", error)
+
+
+def _forget_all() -> None:
+    for runtime in list(_runtimes):
+        runtime.forked()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class _Process:
@@ -153,7 +176,7 @@ class _Process:
                 master_pid=None if master is None else master.pid,
             ),
         )
-        self.recorder = Recorder(settings, broker, self.journal, PayloadEncoder.from_settings(settings))
+        self.recorder = Recorder(settings, broker, self.journal)
         self.sender = Sender(self.recorder)
         self._writer: WriteBehind | None = None
         self._watch = _Turns(self.consider_writing)
@@ -240,6 +263,10 @@ class _WorkerProcess(_Process):
                 json.dumps(versions),
             )
         )
+        origin = self.journal.origin
+        self.recorder.emit(
+            WorkerStarted(worker_id=origin.worker_id, host=origin.host, pid=origin.pid, started_at=datetime.now(UTC), queues=tuple(queues))
+        )
         self.sampler.start()
 
     def _turn(self, now: float) -> None:
@@ -258,7 +285,9 @@ class _WorkerProcess(_Process):
         self.sampler.stop()
         self.execution.unwrap(self._broker)
         self.interrupter.restore()
+        origin = self.journal.origin
         self.recorder.append((records.WORKER_STOPPED, time.time()))
+        self.recorder.emit(WorkerStopped(worker_id=origin.worker_id, host=origin.host, pid=origin.pid, stopped_at=datetime.now(UTC)))
         super().stop()
 
 

@@ -24,6 +24,7 @@ from dramatiq.threading import Interrupt
 
 from .. import records
 from ..events import JobMovedToDeadLetterQueue, JobSupervisionEnded, JobSupervisionStarted, has_subscribers, publish
+from ..payload import redact_text
 from ..service import internal_error
 from .jobs import Job, entered, left
 from .policy import Policy
@@ -144,11 +145,10 @@ class Execution:
             if has_subscribers(JobSupervisionStarted):
                 publish(
                     JobSupervisionStarted(
-                        supervision_id=job.job_id,
                         job_id=job.job_id,
-                        job_class=job.actor_name,
                         actor_name=job.actor_name,
                         queue=job.queue,
+                        worker_id=self._recorder.origin.worker_id,
                         started_at=datetime.fromtimestamp(job.started_at, UTC),
                     )
                 )
@@ -196,9 +196,7 @@ class Execution:
         elif message is not None and not proxy.failed:
             options = message.options
             queue, sent_at = q_name(message.queue_name), message.message_timestamp / 1000
-            self._append(
-                (records.SKIPPED, time(), message.message_id, options.get("retries", 0), message.actor_name, queue, sent_at)
-            )
+            self._append((records.SKIPPED, time(), message.message_id, options.get("retries", 0), message.actor_name, queue, sent_at))
 
     def nacked(self, broker: Broker, proxy: Any) -> None:
         """The broker has dead-lettered a message."""
@@ -233,9 +231,7 @@ class Execution:
         )
         self._recorder.emit(
             JobMovedToDeadLetterQueue(
-                supervision_id=message.message_id,
                 job_id=message.message_id,
-                job_class=message.actor_name,
                 actor_name=message.actor_name,
                 queue=queue,
                 exception=exception,
@@ -273,13 +269,13 @@ class Execution:
         if has_subscribers(JobSupervisionEnded):
             publish(
                 JobSupervisionEnded(
-                    supervision_id=job.job_id,
                     job_id=job.job_id,
-                    job_class=job.actor_name,
                     actor_name=job.actor_name,
                     queue=job.queue,
+                    worker_id=self._recorder.origin.worker_id,
                     completed_at=datetime.now(UTC),
                     duration=job.elapsed_s,
+                    outcome=outcome,
                 )
             )
 
@@ -302,20 +298,20 @@ class Execution:
             return None
         try:
             policy = self._policy(message.actor_name, message.queue_name)
-            return error_of(exception, self._recorder.settings.error_max_bytes, self._recorder.redaction_of(message, policy))
+            return error_of(exception, self._recorder.settings.error_max_bytes, self._recorder.secrets_of(message, policy))
         except Exception as error:  # noqa: BLE001 - an exception may have a __str__ that raises anything
             internal_error("errors", error, job_id=message.message_id)
             return (type(exception).__name__, "", "", "{}")
 
 
-def error_of(exception: BaseException, max_bytes: int, redact: Callable[[str], str]) -> Error:
-    """(class, message, traceback, context as JSON {file, line, code}) of *exception*, redacted, each text capped."""
+def error_of(exception: BaseException, max_bytes: int, secrets: tuple[str, ...]) -> Error:
+    """(class, message, traceback, context as JSON {file, line, code}) of *exception*, each text capped and without *secrets*."""
     kind = type(exception)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     trace = "".join(traceback.format_exception(exception, limit=-TRACE_FRAMES))
     frames = traceback.extract_tb(exception.__traceback__, limit=-1)
     context = {"file": frames[-1].filename, "line": frames[-1].lineno, "code": frames[-1].line or ""} if frames else {}
-    return name, _cap(redact(str(exception)), max_bytes), _cap_start(redact(trace), max_bytes), to_json(context)
+    return name, _cap(redact_text(str(exception), secrets), max_bytes), _cap_start(redact_text(trace, secrets), max_bytes), to_json(context)
 
 
 def _cap(text: str, limit: int) -> str:

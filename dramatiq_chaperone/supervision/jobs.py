@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Iterable, Iterator, Sized
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from time import monotonic, process_time, thread_time, time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import uuid4
 
 from .. import records
 from ..errors import JobCancelled
@@ -173,7 +173,7 @@ class Job:
             self._metadata = {**(metadata or {}), **more}
         self._source = "progress"
         self.is_dirty = True
-        if self._reports == 0 or self.is_cancelled:
+        if self._reports == 0 or self.is_cancelled or has_subscribers(HeartbeatReceived):
             self._report()
 
     def track(self, rows: Iterable[T], *, total: int | None = None, phase: str | None = None) -> Iterator[T]:
@@ -228,17 +228,18 @@ class Job:
     def flush(self) -> None:
         """Write down what was reported since the last time.  Called by the sampler, and at the end of the run."""
         if self.is_dirty:
-            self._write(keep=self.ended is not None or self.is_due(self._kept_at, monotonic()))
+            self._write(uuid4().hex, keep=self.ended is not None or self.is_due(self._kept_at, monotonic()))
 
     def _report(self) -> None:
+        heartbeat_id = uuid4().hex
+        if has_subscribers(HeartbeatReceived):
+            self._publish(heartbeat_id)
         if self._reports < FREE_REPORTS:
-            self._write(keep=True)
-        if self._source == "manual" and has_subscribers(HeartbeatReceived):
-            self._publish()
+            self._write(heartbeat_id, keep=True)
         if self.is_cancelled:
             raise JobCancelled(f"Job {self.job_id} was cancelled.")
 
-    def _write(self, *, keep: bool) -> None:
+    def _write(self, heartbeat_id: str, *, keep: bool) -> None:
         self.is_dirty = False
         self._reports += 1
         if keep:
@@ -251,7 +252,7 @@ class Job:
                     time(),
                     self.job_id,
                     self.run_id,
-                    uuid.uuid4().hex,
+                    heartbeat_id,
                     self._source,
                     self._recorder.encode_metadata(metadata) if metadata else None,
                     number(self.current),
@@ -263,15 +264,15 @@ class Job:
         except Exception as error:  # noqa: BLE001 - a heartbeat must never fail its job
             internal_error("heartbeat", error, job_id=self.job_id)
 
-    def _publish(self) -> None:
+    def _publish(self, heartbeat_id: str) -> None:
         try:
             publish(
                 HeartbeatReceived(
-                    supervision_id=self.job_id,
                     job_id=self.job_id,
-                    job_class=self.actor_name,
                     actor_name=self.actor_name,
-                    heartbeat_id=self.run_id,
+                    queue=self.queue,
+                    worker_id=self._recorder.origin.worker_id,
+                    heartbeat_id=heartbeat_id,
                     metadata=self._metadata or {},
                 )
             )
@@ -345,4 +346,3 @@ class JobLogFilter(logging.Filter):
         job = _current.get()
         record.job_id, record.actor, record.queue = ("-", "-", "-") if job is None else (job.job_id, job.actor_name, job.queue)
         return True
-

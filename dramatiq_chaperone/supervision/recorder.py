@@ -13,7 +13,7 @@ from dramatiq.common import q_name
 
 from .. import events, records
 from ..journal import Journal
-from ..payload import PayloadEncoder
+from ..payload import PayloadEncoder, Redactor
 from ..service import internal_error
 from ..settings import Settings
 from .policy import Policy, policy_of, policy_of_unknown
@@ -22,12 +22,12 @@ from .policy import Policy, policy_of, policy_of_unknown
 class Recorder:
     """One process's way to its journal."""
 
-    def __init__(self, settings: Settings, broker: Broker, journal: Journal, encoder: PayloadEncoder) -> None:
+    def __init__(self, settings: Settings, broker: Broker, journal: Journal) -> None:
         self.settings = settings
         self.origin = journal.origin
         self.append: Callable[[tuple[Any, ...]], None] = journal.append
         self._broker = broker
-        self._encoder = encoder
+        self._encoder = PayloadEncoder(Redactor(settings.redact, settings.redactor), max_bytes=settings.payload_max_bytes)
         self._policies: dict[str, Policy] = {}
 
     def policy(self, actor_name: str, queue: str) -> Policy:
@@ -51,9 +51,9 @@ class Recorder:
         """*metadata* as JSON text, redacted and capped."""
         return self._encoder.encode_metadata(metadata)
 
-    def redaction_of(self, message: Any, policy: Policy) -> Callable[[str], str]:
-        """A function that takes the secret arguments of *message* out of a text."""
-        return self._encoder.text_redactor(message.args, message.kwargs, policy.parameters)
+    def secrets_of(self, message: Any, policy: Policy) -> tuple[str, ...]:
+        """The values of *message* that must not show up in a text."""
+        return self._encoder.secrets(message.args, message.kwargs, policy.parameters)
 
     def emit(self, event: Any) -> None:
         """Publish an event in this process, and store it if it is of the stored kind."""

@@ -18,7 +18,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 class Children(NamedTuple):
     """The descendants of this process that live now."""
 
-    count: int
+    processes: int
     rss: int
     #: User and system seconds.
     cpu_seconds: float

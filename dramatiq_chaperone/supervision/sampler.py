@@ -132,7 +132,7 @@ class Sampler(Service):
         self._beat += 1
         gauges = {
             "open_files": self._open_files,
-            "children": self._children.count,
+            "children": self._children.processes,
             "children_rss": self._children.rss,
             "children_cpu_seconds": round(self._children.cpu_seconds, 3),
             "sampler_cpu_seconds": round(self.cpu_seconds, 4),

@@ -69,9 +69,9 @@ class Sender:
         if not options.get("supervised", policy.supervised):
             return
         retries = options.get("retries", 0)
-        if self._running is not None and (slot := self._running.find()) is not None:
-            if slot.awaits(message.message_id):
-                slot.is_requeued = True
+        slot = self._running.find() if self._running is not None else None
+        if slot is not None and slot.awaits(message.message_id):
+            slot.is_requeued = True
         eta = options["eta"] / 1000 if options.get("eta") else None
         if retries or isinstance(threading.current_thread(), ConsumerThread):
             payload, is_complete = None, False  # its sender has recorded it

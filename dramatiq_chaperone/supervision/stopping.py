@@ -127,4 +127,6 @@ class _ShutdownNotices:
     def shutdown(self) -> None:
         for slot, job in self._running.running():
             if slot.notify_shutdown and interrupt(slot, job, Shutdown):
-                logger.info("Worker shutdown notification. Raising exception in worker thread %r.", slot.ident, extra={"job_id": job.job_id})
+                logger.info(
+                    "Worker shutdown notification. Raising exception in worker thread %r.", slot.ident, extra={"job_id": job.job_id}
+                )
