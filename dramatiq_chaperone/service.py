@@ -154,7 +154,7 @@ _services: weakref.WeakSet[Service] = weakref.WeakSet()
 
 def _after_fork() -> None:
     """Locks may be held by threads that do not exist in the child, so it gets new ones before anything else runs there."""
-    global _errors_lock  # noqa: PLW0603 - a lock cannot be made anew in place
+    global _errors_lock
     _errors_lock = threading.Lock()
     for service in list(_services):
         service._reset()

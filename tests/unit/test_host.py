@@ -22,6 +22,13 @@ def child():
     process.stdin.close()
 
 
+def wait_for_zombie(child):
+    os.kill(child.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+
+
 def test_the_identity_is_short_stable_and_the_same_for_a_child_process():
     code = "from dramatiq_chaperone.host import host_identity; print(host_identity())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -57,10 +64,7 @@ def test_a_stopped_process_is_alive(child):
 
 def test_a_zombie_is_not_alive(child):
     started_at = host.process_started_at(child.pid)
-    os.kill(child.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
+    wait_for_zombie(child)
     assert not host.is_alive(child.pid, started_at)
 
 
@@ -99,7 +103,7 @@ def test_without_proc_psutil_tells(monkeypatch, child):
     started_at = host.process_started_at(child.pid)
     assert host.is_alive(child.pid, started_at)
     assert not host.is_alive(child.pid, started_at + 5)
-    child.kill()
+    wait_for_zombie(child)
     assert not host.is_alive(child.pid, started_at)
     child.wait()
     assert not host.is_alive(child.pid, started_at)
