@@ -106,23 +106,21 @@ def test_proxy_goes_away_and_comes_back(redis_url: str, proxy: Callable[[str, in
 
 
 def test_rabbitmq_queue_is_usable(rabbitmq_url: str, rabbitmq_queue: Callable[[], str]) -> None:
-    broker = RabbitmqBroker(url=rabbitmq_url)
     queue = rabbitmq_queue()
-    actor = dramatiq.actor(lambda: None, actor_name="nothing", queue_name=queue, broker=broker)
+    with contextlib.closing(RabbitmqBroker(url=rabbitmq_url)) as broker:
+        actor = dramatiq.actor(lambda: None, actor_name="nothing", queue_name=queue, broker=broker)
 
-    actor.send()
+        actor.send()
 
-    assert broker.get_queue_message_counts(queue)[0] == 1
-    broker.close()
+        wait_until(lambda: broker.get_queue_message_counts(queue)[0] == 1, what="the message to be counted")
 
 
 def test_worker_runs_a_job_and_ends_in_order(redis_url: str, start_worker: StartWorker, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     worker = start_worker("app", processes=2, threads=1, env={"REDIS_URL": redis_url})
-    broker = RedisBroker(url=redis_url)
-    broker.enqueue(dramatiq.Message("default", "write", (str(tmp_path / "out"),), {}, {}))
+    with contextlib.closing(RedisBroker(url=redis_url)) as broker:
+        broker.enqueue(dramatiq.Message("default", "write", (str(tmp_path / "out"),), {}, {}))
     wait_until((tmp_path / "out").exists, what="the job")
-    broker.close()
 
     assert len(worker.children()) == 2
     assert worker.stop() == 0
