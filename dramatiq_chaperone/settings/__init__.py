@@ -82,7 +82,9 @@ class Settings:
 
     enabled: bool = _general(True, "Off: the middleware does nothing at all.")
     config: Path | None = _general(None, "The chaperone.toml to read; else the one in the working directory, if there is one.")
-    state_dir: Path = _general(None, "Folder of the journals, and of the default database: `$XDG_STATE_HOME/chaperone`.")
+    state_dir: Path = _general(
+        None, "Folder of the journals, and of the default database; else `$XDG_STATE_HOME/chaperone`, else `~/.local/state/chaperone`."
+    )
     watcher: bool = _general(True, "Start a watcher process beside the workers, which writes their journals to the store.")
     broker: str | None = _general(None, "Where commands find your broker, as `module` or `module:attribute`.")
     journal_max_mb: int = _general(256, "Disk space that the journal of one process may take.", unit="MB", low=4, high=65_536)
