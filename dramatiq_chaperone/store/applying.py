@@ -1,0 +1,281 @@
+"""Writing a slice of a journal, and the loss of a worker: each in one transaction, each counted once."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from . import counters, statements
+from .batch import Batch, clean, clean_json
+from .columns import CORE, DEAD_LETTER, ERROR, EVENT, HEARTBEAT, JOB
+from .database import DataRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..records import Origin
+    from . import Store
+
+Columns = tuple[tuple[str, str], ...]
+
+#: Rows in one statement, and characters in one parameter; MySQL refuses packets above 16 MB unless it is told otherwise.
+_CHUNK_ROWS: Final = 2000
+_CHUNK_CHARACTERS: Final = 4_000_000
+
+WORKER: Final[Columns] = (
+    *(("worker_id", "key"), ("created_at", "time"), ("updated_at", "time"), ("host", "name"), ("host_identity", "name"), ("pid", "int")),
+    *(("process_started_at", "time"), ("pool", "name"), ("broker", "word"), ("broker_id", "key"), ("queues", "text"), ("threads", "int")),
+    *(("status", "word"), ("started_at", "time"), ("beat", "int"), ("last_heartbeat_at", "time"), ("stopped_at", "time"), ("rss", "int")),
+    *(
+        ("cpu", "real"),
+        ("jobs_processed", "int"),
+        ("jobs_failed", "int"),
+        ("versions", "text"),
+        ("exit_code", "int"),
+        ("exit_cause", "name"),
+    ),
+)
+_WORKER_ZERO: Final = {"beat": 0, "jobs_processed": 0, "jobs_failed": 0}
+_WORKER_GROWS: Final = frozenset({"beat", "jobs_processed", "jobs_failed"})
+#: A worker that has ended stays so, whatever else of it comes to light.
+_WORKER_STATUS: Final = "status = CASE WHEN o.status IN ('stopped', 'lost') THEN o.status ELSE e.status END"
+_WORKER_UPDATE: Final = (
+    _WORKER_STATUS,
+    *(
+        f"{name} = CASE WHEN e.{name} > o.{name} THEN e.{name} ELSE o.{name} END" if name in _WORKER_GROWS
+        else f"{name} = COALESCE(o.{name}, e.{name})" if name == "created_at" else f"{name} = COALESCE(e.{name}, o.{name})"
+        for name, _ in WORKER if name not in {"worker_id", "status"}
+    ),
+)  # fmt: skip
+
+
+class Applied(NamedTuple):
+    """What became of a slice."""
+
+    #: False: it was written before, or the journal's position is another one.
+    is_new: bool
+    #: Jobs that it touched.
+    jobs: int = 0
+    #: Rows that the database refused; they are counted, and left out.
+    refused: int = 0
+
+
+def apply(store: Store, origin: Origin, entries: Sequence[tuple[Any, ...]], *, start: int, end: int) -> Applied:
+    """Write a slice.  Raises StoreUnavailable, SchemaError; never for what is in it."""
+    if end == start:
+        return Applied(is_new=False)
+    flush = time.time_ns() & 0x7FFF_FFFF_FFFF_FFFF
+    try:
+        return store.transact(lambda: _Flush(store, origin, flush).run(entries, start, end))
+    except (DataRefused, ValueError, TypeError):
+        # Something in it is not to this database's taste: the same again, row by row where it must be.
+        return store.transact(lambda: _Flush(store, origin, flush, is_careful=True).run(entries, start, end))
+
+
+class _Flush:
+    """One attempt at one slice."""
+
+    def __init__(self, store: Store, origin: Origin, flush: int, *, is_careful: bool = False) -> None:
+        self._store, self._origin, self._flush = store, origin, flush
+        self._is_careful = is_careful
+        self._refused: dict[str, int] = {}
+
+    def run(self, entries: Sequence[tuple[Any, ...]], start: int, end: int) -> Applied:
+        store, origin = self._store, self._origin
+        if not self._advance(start, end):
+            return Applied(is_new=False)
+        batch = Batch(worker_id=origin.worker_id, broker=store.broker_of(origin), flush=self._flush)
+        batch.add(entries)
+        batch.finish()
+        rows = batch.job_rows()
+        columns = JOB if batch.is_wide else CORE
+        self._put("supervised_jobs", tuple((each.name, each.type) for each in columns), rows,
+                  statements.job_upsert(store.kind, columns, store.key_type, ordered=store.ordered))  # fmt: skip
+        self._children(batch)
+        self._events(batch)
+        if origin.role == "worker" and batch.worker:
+            self._worker(batch.worker)
+            store.remember_broker(origin.worker_id, batch.worker.get("broker"))
+        self._count(batch)
+        return Applied(is_new=True, jobs=len(rows), refused=sum(self._refused.values()) + batch.broken)
+
+    def _advance(self, start: int, end: int) -> bool:
+        """Move the journal's position, if it is still where this slice begins."""
+        store, now = self._store, stored_time(self._store.kind, time.time())
+        if start:
+            text = "UPDATE {flushes} SET sequence = ?, updated_at = ? WHERE process = ? AND sequence = ?"
+            return bool(store.execute(text, (end, now, self._origin.worker_id, start)).rowcount == 1)
+        key = store.new_key()
+        names, values = ("process, sequence, updated_at", [self._origin.worker_id, end, now])
+        if key is not None:
+            names, values = f"{names}, id", [*values, key]
+        marks = ", ".join("?" for _ in values)
+        ignore, conflict = ("IGNORE ", "") if store.kind == "mysql" else ("", " ON CONFLICT (process) DO NOTHING")
+        return bool(store.execute(f"INSERT {ignore}INTO {{flushes}} ({names}) VALUES ({marks}){conflict}", values).rowcount == 1)
+
+    def _children(self, batch: Batch) -> None:
+        kind, key_type = self._store.kind, self._store.key_type
+        for table, columns, rows in (
+            ("supervised_job_errors", ERROR, batch.errors),
+            ("heartbeats", HEARTBEAT, batch.heartbeats),
+            ("dead_letter_jobs", DEAD_LETTER, batch.dead_letters),
+        ):
+            if rows:
+                self._put(table, columns, rows, statements.child_insert(kind, table, columns, key_type))
+
+    def _events(self, batch: Batch) -> None:
+        rows = batch.events
+        for job_id, run_id in self._store.rows("SELECT job_id, run_id FROM {supervised_jobs} WHERE twice_by = ?", (self._flush,)):
+            rows.append(
+                [time.time(), "JobRanTwice", job_id, self._origin.worker_id, None, json.dumps({"job_id": job_id, "run_id": run_id})]
+            )
+        self._put("events", EVENT, rows, self._insert("events", EVENT))
+
+    def _worker(self, known: dict[str, Any]) -> None:
+        write_worker(self._store, self._origin, known, self._put)
+
+    def _count(self, batch: Batch) -> None:
+        store = self._store
+        found = counters.increments(batch.statistics)
+        text = "SELECT queue, actor_name, status, COUNT(*) FROM {supervised_jobs} WHERE ended_by = ? GROUP BY queue, actor_name, status"
+        for queue, actor, status, count in store.rows(text, (self._flush,)):
+            found[counters.JOBS, (("actor", actor or ""), ("queue", queue or ""), ("outcome", status))] = count
+        for what, count in batch.dropped.items():
+            found[counters.DROPPED, (("what", what),)] = count
+        if batch.broken:
+            self._refused["journal"] = batch.broken
+        write_statistics(store, batch.statistics, found, self._put)
+        if self._refused:
+            rows = counters.counter_rows({(counters.UNWRITABLE, (("table", table),)): n for table, n in self._refused.items()})
+            self._put("counters", counters.COUNTER, rows, counter_upsert(store))
+
+    def _insert(self, table: str, columns: Columns) -> str:
+        return statements.insert(self._store.kind, table, columns, self._store.key_type)
+
+    def _put(self, table: str, columns: Columns, rows: list[list[Any]], statement: str) -> None:
+        if not rows:
+            return
+        if not self._is_careful:
+            put(self._store, columns, rows, statement)
+            return
+        rows = [[_cleaned(value, type_) for value, (_, type_) in zip(row, columns, strict=True)] for row in rows]
+        self._bisect(table, columns, rows, statement)
+
+    def _bisect(self, table: str, columns: Columns, rows: list[list[Any]], statement: str) -> None:
+        """Write all rows but those that are refused."""
+        try:
+            with self._store.savepoint():
+                put(self._store, columns, rows, statement)
+        except (DataRefused, ValueError, TypeError):
+            if len(rows) == 1:
+                self._refused[table] = self._refused.get(table, 0) + 1
+                return
+            middle = len(rows) // 2
+            self._bisect(table, columns, rows[:middle], statement)
+            self._bisect(table, columns, rows[middle:], statement)
+
+
+def _cleaned(value: Any, type_: str) -> Any:
+    """A value of its column's type, or None."""
+    if value is None:
+        return None
+    if type_ == "json":
+        return clean_json(value)
+    if type_ in {"key", "name", "word", "text"}:
+        return clean(value, {"key": 191, "name": 255, "word": 40, "text": 1_000_000}[type_])
+    if type_ == "flag":
+        return bool(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if number != number or abs(number) > 9e18 or (type_ == "time" and not 0 <= number < 253_402_300_000):  # noqa: PLR0124  # only NaN differs from itself
+        return None
+    return int(value) if type_ == "int" else number
+
+
+def put(store: Store, columns: Columns, rows: list[list[Any]], statement: str) -> None:
+    """Run a statement of :mod:`.statements` for these rows."""
+    if not rows:
+        return
+    if store.key_type != "id":
+        rows = [[*row, store.new_key()] for row in rows]
+    if store.kind == "sqlite":
+        store.execute_many(statement, _sqlite_rows(columns, rows))
+        return
+    for first in range(0, len(rows), _CHUNK_ROWS):
+        _put_json(store, rows[first : first + _CHUNK_ROWS], statement)
+
+
+def _put_json(store: Store, rows: list[list[Any]], statement: str) -> None:
+    text = json.dumps(rows, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if len(text) > _CHUNK_CHARACTERS and len(rows) > 1:
+        middle = len(rows) // 2
+        _put_json(store, rows[:middle], statement)
+        _put_json(store, rows[middle:], statement)
+        return
+    if not text.isascii():
+        text.encode()  # half a surrogate is told here, before a driver makes something else of it
+    if "\\u0000" in text:
+        raise DataRefused("A NUL character.")
+    store.execute(statement, (text,))
+
+
+def _sqlite_rows(columns: Columns, rows: list[list[Any]]) -> list[list[Any]]:
+    times = [position for position, (_, type_) in enumerate(columns) if type_ == "time"]
+    converted = []
+    for row in rows:
+        row = row.copy()  # noqa: PLW2901  # the caller's stays as it is, for another try
+        for position in times:
+            at = row[position]
+            if at is not None:
+                row[position] = iso(at)
+        converted.append(row)
+    return converted
+
+
+_seconds: dict[int, str] = {}
+
+
+def iso(at: float) -> str:
+    """A time as SQLite stores it: ISO text of fixed width, in UTC."""
+    micros = round(at * 1_000_000)
+    second, micro = divmod(micros, 1_000_000)
+    text = _seconds.get(second)
+    if text is None:
+        if len(_seconds) > 4096:
+            _seconds.clear()
+        text = _seconds[second] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{text}.{micro:06}+00:00"
+
+
+def stored_time(kind: str, at: float) -> Any:
+    """A time as a single value of a statement."""
+    if kind == "sqlite":
+        return iso(at)
+    moment = datetime.fromtimestamp(at, UTC)
+    return moment if kind == "postgres" else moment.replace(tzinfo=None)
+
+
+def counter_upsert(store: Store) -> str:
+    """The statement that adds to counters."""
+    return statements.insert(store.kind, "counters", counters.COUNTER, store.key_type, key="series", update=counters.COUNTER_SUM)
+
+
+def write_statistics(store: Store, statistics: counters.Statistics, found: counters.Increments, put_rows: Any) -> None:
+    """Add to the rollups, then to the counters: every writer in the same order."""
+    rollup = statements.insert(store.kind, "rollups", counters.ROLLUP, store.key_type, key="series, minute_at", update=counters.ROLLUP_SUM)
+    put_rows("rollups", counters.ROLLUP, counters.rollup_rows(statistics), rollup)
+    put_rows("counters", counters.COUNTER, counters.counter_rows(found), counter_upsert(store))
+
+
+def write_worker(store: Store, origin: Origin, known: dict[str, Any], put_rows: Any) -> None:
+    """Make or update the row of a worker."""
+    facts = {
+        **_WORKER_ZERO, **known, "worker_id": origin.worker_id, "host": clean(origin.host, 255), "host_identity": origin.host_identity,
+        "pid": origin.pid, "process_started_at": origin.process_started_at,
+    }  # fmt: skip
+    statement = statements.insert(store.kind, "workers", WORKER, store.key_type, key="worker_id", update=_WORKER_UPDATE)
+    put_rows("workers", WORKER, [[facts.get(name) for name, _ in WORKER]], statement)
