@@ -98,6 +98,7 @@ class _Flush:
         if origin.role == "worker" and batch.worker:
             self._worker(batch.worker)
             store.remember_broker(origin.worker_id, batch.worker.get("broker"))
+        self._commands(batch)
         self._count(batch)
         return Applied(is_new=True, jobs=len(rows), refused=sum(self._refused.values()) + batch.broken)
 
@@ -133,6 +134,19 @@ class _Flush:
             )
         self._put("events", EVENT, rows, self._insert("events", EVENT))
 
+    def _commands(self, batch: Batch) -> None:
+        text = "UPDATE {commands} SET finished_at = ?, outcome = ?, detail = ? WHERE id = ? AND finished_at IS NULL"
+        for at, outcome, detail, command_id in batch.commands:
+            values = (stored_time(self._store.kind, at), outcome, detail, command_id)
+            if not self._is_careful:
+                self._store.execute(text, values)
+                continue
+            try:
+                with self._store.savepoint():
+                    self._store.execute(text, values)
+            except DataRefused:
+                self._refused["commands"] = self._refused.get("commands", 0) + 1
+
     def _worker(self, known: dict[str, Any]) -> None:
         write_worker(self._store, self._origin, known, self._put)
 
@@ -142,6 +156,9 @@ class _Flush:
         text = "SELECT queue, actor_name, status, COUNT(*) FROM {supervised_jobs} WHERE ended_by = ? GROUP BY queue, actor_name, status"
         for queue, actor, status, count in store.rows(text, (self._flush,)):
             found[counters.JOBS, (("actor", actor or ""), ("queue", queue or ""), ("outcome", status))] = count
+        for (queue, actor, outcome), count in batch.counted_jobs.items():
+            key = (counters.JOBS, (("actor", actor), ("queue", queue), ("outcome", outcome)))
+            found[key] = found.get(key, 0) + count
         for what, count in batch.dropped.items():
             found[counters.DROPPED, (("what", what),)] = count
         if batch.broken:

@@ -120,6 +120,10 @@ class Batch:
         self.worker: dict[str, Any] = {}
         self.statistics: Statistics = {}
         self.dropped: Counter[str] = Counter()
+        #: (finished at, outcome, detail, command id)
+        self.commands: list[Row] = []
+        #: Jobs of which only the number is left: (queue, actor, outcome) to how many.
+        self.counted_jobs: Counter[tuple[str, str, str]] = Counter()
         self.broken = 0
         #: Whether a row needs more than the narrow statement.
         self.is_wide = False
@@ -138,6 +142,8 @@ class Batch:
             records.BEAT: self._beat,
             records.WORKER_STOPPED: self._stopped,
             records.DROPPED: self._drop,
+            records.COMMAND_DONE: self._command_done,
+            records.COUNTED: self._counted,
         }
 
     def add(self, entries: Iterable[tuple[Any, ...]]) -> None:
@@ -283,7 +289,7 @@ class Batch:
         return wins
 
     def _ended(self, entry: tuple[Any, ...]) -> None:
-        (_, at, job_id, run_id, retries, actor, queue, outcome, status, duration_s, cpu_seconds, peak, attribution, error, started_at,
+        (_, at, job_id, run_id, retries, actor, queue, outcome, status, duration_s, cpu_seconds, peak, attribution, _, started_at,
          thread) = entry  # fmt: skip
         row = self._row(job_id, at)
         if row[_ACTOR] is None:
@@ -422,6 +428,20 @@ class Batch:
     def _drop(self, entry: tuple[Any, ...]) -> None:
         _, _, what, count = entry
         self.dropped[clean(what, _NAME_WIDTH)] += count
+
+    def _command_done(self, entry: tuple[Any, ...]) -> None:
+        _, at, command_id, outcome, detail = entry
+        self.commands.append([at, clean(outcome, WIDTH["word"]), clean(detail, _TEXT_WIDTH), command_id])
+
+    def _counted(self, entry: tuple[Any, ...]) -> None:
+        _, at, queue, actor, outcome, status, jobs, duration_sum_s = entry
+        numbers = self._numbers(at, queue, actor)
+        numbers[OUTCOME[outcome]] += jobs
+        numbers[DURATION_SUM] += duration_sum_s
+        # How they spread is lost; their mean is known.
+        numbers[DURATION_FROM + bisect_left(BUCKETS, duration_sum_s / jobs)] += jobs
+        if status is not None:
+            self.counted_jobs[self._names[queue], self._names[actor], status] += jobs
 
 
 _NO_EXTRA: Final = [None, None, None, None]

@@ -52,12 +52,12 @@ class Conflict(StoreError):
     """Two transactions wanted the same rows; this one was chosen to try again."""
 
 
-class _Postgres(peewee.PostgresqlDatabase):  # type: ignore[misc]  # peewee has no types
+class _Postgres(peewee.PostgresqlDatabase):
     def _initialize_connection(self, conn: Any) -> None:
         conn.execute("SET TIME ZONE 'UTC'")
 
 
-class _MySQL(peewee.MySQLDatabase):  # type: ignore[misc]  # peewee has no types
+class _MySQL(peewee.MySQLDatabase):
     def _initialize_connection(self, conn: Any) -> None:
         with conn.cursor() as cursor:
             cursor.execute("SET time_zone = '+00:00', sql_mode = 'TRADITIONAL,NO_ENGINE_SUBSTITUTION'")
@@ -146,7 +146,7 @@ class Connections:
 
     def execute_many(self, text: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run one statement for each row.  SQLite alone is fast at it."""
-        with self.translated(), peewee.__exception_wrapper__:
+        with self.translated():
             self.database.connection().executemany(self.sql(text), rows)
 
     def rows(self, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -193,9 +193,13 @@ class Connections:
             return Conflict(text)
         if codes & _MISSING or "no such table" in text or "no such column" in text:
             return SchemaError(found=None)
-        if isinstance(error, (peewee.DataError, peewee.IntegrityError)) or codes & {1366, 3140, 4025}:
+        if isinstance(error, (peewee.DataError, peewee.IntegrityError, sqlite3.IntegrityError, sqlite3.DataError)) or codes & {
+            1366,
+            3140,
+            4025,
+        }:
             return DataRefused(text)
-        if isinstance(error, (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError, OSError)):
+        if isinstance(error, (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError, sqlite3.OperationalError, OSError)):
             self.close()
             return StoreUnavailable(text)
         return StoreError(text)
@@ -208,13 +212,13 @@ class Connections:
         """Close this thread's connection; the next statement opens a new one."""
         if self._database is None or self._pid != os.getpid():
             return
-        state = self._database._state
+        state: Any = self._database._state  # type: ignore[attr-defined]  # closing by itself fails inside a transaction
         connection = state.conn
         state.reset()  # also when a transaction was open on it: it is gone with the connection
         if connection is not None:
             try:
                 connection.close()
-            except Exception:
+            except Exception:  # noqa: BLE001  # whatever a driver raises here
                 return  # it was broken already, which may be why it is closed
 
 

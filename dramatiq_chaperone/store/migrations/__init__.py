@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from ...errors import SchemaError, StoreUnavailable
-from .m0001 import INDEXES, TABLES
+from .m0001 import INDEXES as INDEXES
+from .m0001 import TABLES as TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,0 +1,265 @@
+"""WriteBehind: brings journals into the store, in the watcher or in the process that writes them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from ..errors import JournalError, SchemaError, StoreUnavailable
+from ..journal import thin
+from ..service import Service, internal_error
+from . import Store, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from ..journal import JournalDirectory, JournalReader
+    from . import StoreSettings
+
+    class _Settings(StoreSettings, Protocol):
+        @property
+        def safe_database_url(self) -> str: ...
+
+
+logger = logging.getLogger("dramatiq_chaperone.store")
+
+INTERVAL_S: Final = 1.0
+SLICE_BYTES: Final = 4 << 20
+#: A process that sends gives so much of each second to this, and takes so much at once.
+GENTLE_S: Final = 0.020
+GENTLE_BYTES: Final = 32 << 10
+_PEEK_BYTES: Final = 1 << 20
+#: Seconds between two tries while the store is away; with the tables missing the longest at once.
+BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
+#: What waits is made smaller once there is so much of it, at most so often.
+CROWDED_BYTES: Final = 16 << 20
+OVERFULL_BYTES: Final = 256 << 20
+_THIN_EVERY_S: Final = 30.0
+
+
+class _Held:
+    """A journal that is ours to write."""
+
+    def __init__(self, reader: JournalReader, position: int) -> None:
+        self.reader = reader
+        #: Up to where it is in the store; None: the store has to be asked, for the reply to a commit was lost.
+        self.position: int | None = position
+        #: From where to read on: what lies between held no entries.
+        self.offset = position
+        #: Up to where entries were seen.
+        self.seen = position
+
+
+class WriteBehind(Service):
+    """Takes journals, writes them to the store about once a second, and deletes what is written.
+
+    A journal whose process is gone is written to its end; a worker that did not stop cleanly is recorded as lost; then
+    the journal is removed.  While the store is away everything stays where it is.
+
+    Parameters:
+      directory: where the journals are.
+      settings: of the store; it is opened when first needed, and made and upgraded as the settings allow.
+      takes: which journals, by name; asked again each turn for those that are not held.
+      gentle: this process sends messages: while it does, only 20 ms of each second are used.
+      exit_of: exit code and cause of a worker that is gone, by its id, where the caller has seen its end.
+    """
+
+    name = "writer"
+
+    def __init__(
+        self,
+        directory: JournalDirectory,
+        settings: _Settings,
+        *,
+        takes: Callable[[str], bool],
+        gentle: bool = False,
+        exit_of: Callable[[str], tuple[int | None, str | None]] = lambda worker_id: (None, None),
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        super().__init__(interval_s=interval_s)
+        self._directory, self._settings = directory, settings
+        self._takes, self._gentle, self._exit_of = takes, gentle, exit_of
+        self._store: Store | None = None
+        self._held: dict[str, _Held] = {}
+        self._failures = 0
+        self._try_again_at = 0.0
+        self._thinned_at = 0.0
+        self._trouble: str | None = None
+
+    def held(self) -> dict[str, JournalReader]:
+        """The journals that are held, by name."""
+        return {name: held.reader for name, held in list(self._held.items())}
+
+    def run_once(self) -> None:
+        """Take what is free, and write what there is."""
+        if time.monotonic() < self._try_again_at:
+            return
+        self._turn(deadline=None)
+
+    def forked(self) -> None:
+        """The parent's locks are not ours; the store renews its connection by itself."""
+        self._held = {}
+
+    def finish(self, *, timeout_s: float) -> bool:
+        """Write all there is, within *timeout_s*, and give every journal up.  For when the thread has been stopped.
+
+        Returns whether everything is in the store; what is not is written by the next who takes the journals.
+        """
+        deadline = time.monotonic() + timeout_s
+        is_done = False
+        try:
+            while not is_done and time.monotonic() < deadline:
+                is_done = self._turn(deadline=deadline)
+                if not is_done:
+                    time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+        finally:
+            for held in self._held.values():
+                held.reader.release()
+            self._held = {}
+            if self._store is not None:
+                self._store.close()
+        return is_done
+
+    # -- a turn
+
+    def _turn(self, deadline: float | None) -> bool:
+        """Whether everything that is held is in the store now."""
+        try:
+            store = self._opened()
+            self._take(store)
+            is_done = self._write(store, deadline)
+        except (StoreUnavailable, SchemaError) as e:
+            self._away(e)
+            return False
+        self._back()
+        return is_done
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            self._store = open_store(self._settings, create=True)
+        return self._store
+
+    def _take(self, store: Store) -> None:
+        for name in self._directory.names():
+            if name in self._held or not self._takes(name):
+                continue
+            reader = self._directory.take(name)
+            if reader is not None:
+                self._hold(store, name, reader)
+
+    def _hold(self, store: Store, name: str, reader: JournalReader) -> None:
+        try:
+            self._held[name] = _Held(reader, store.position(reader.origin.worker_id))
+        except BaseException:
+            reader.release()
+            raise
+
+    def _write(self, store: Store, deadline: float | None) -> bool:
+        """Slice by slice, one of each journal in turn, until there is no more; gently where we are a guest."""
+        budget_end = time.monotonic() + GENTLE_S if self._gentle and deadline is None and not self._is_quiet() else None
+        size = SLICE_BYTES if budget_end is None else GENTLE_BYTES
+        waiting = list(self._held)
+        while waiting:
+            for name in list(waiting):
+                if self._is_over(deadline, budget_end):
+                    return False
+                if not self._write_slice(store, name, size):
+                    waiting.remove(name)
+        return True
+
+    def _is_over(self, deadline: float | None, budget_end: float | None) -> bool:
+        if deadline is not None:
+            return time.monotonic() >= deadline
+        return self._stop.is_set() or (budget_end is not None and time.monotonic() >= budget_end)
+
+    def _is_quiet(self) -> bool:
+        """Whether nothing was appended since the last turn."""
+        is_quiet = True
+        for held in self._held.values():
+            _, end = held.reader.read(held.seen, max_bytes=_PEEK_BYTES)
+            if end > held.seen:
+                held.seen, is_quiet = end, False
+        return is_quiet
+
+    def _write_slice(self, store: Store, name: str, size: int) -> bool:
+        """Write one slice of a journal; whether there may be more."""
+        held = self._held[name]
+        reader = held.reader
+        if held.position is None:
+            held.position = held.offset = store.position(reader.origin.worker_id)
+        is_dead = not reader.owner_alive()  # asked before the reading: after it nothing can come
+        try:
+            entries, end = reader.read(held.offset, max_bytes=size)
+        except OSError as e:
+            internal_error(self.name, e)
+            return False
+        held.offset, held.seen = end, max(held.seen, end)
+        if entries:
+            start, held.position = held.position, None
+            if store.apply(reader.origin, entries, start=start, end=end).is_new:
+                held.position = end
+                reader.free(end)
+            return True
+        if is_dead:
+            self._bury(store, name, held)
+        return False
+
+    def _bury(self, store: Store, name: str, held: _Held) -> None:
+        """All that a process left is written down: say what became of it, and remove its journal."""
+        origin = held.reader.origin
+        if origin.role == "worker":
+            code, cause = self._exit_of(origin.worker_id)
+            lost = store.worker_lost(origin, at=time.time(), exit_code=code, exit_cause=cause)
+            if lost:
+                logger.warning("The worker %s died; %d jobs that it ran are recorded as lost.", origin.worker_id, len(lost))
+        del self._held[name]
+        try:
+            held.reader.remove()
+        except (OSError, JournalError) as e:
+            held.reader.release()
+            internal_error(self.name, e)
+
+    # -- when the store is away
+
+    def _away(self, error: StoreUnavailable | SchemaError) -> None:
+        is_schema = isinstance(error, SchemaError)
+        self._try_again_at = time.monotonic() + BACKOFF_S[-1 if is_schema else min(self._failures, len(BACKOFF_S) - 1)]
+        self._failures += 1
+        if is_schema:
+            self._store = None  # it has to be opened, and may be upgraded, anew
+        trouble = type(error).__name__
+        if trouble != self._trouble:
+            self._trouble = trouble
+            self._say(error, is_schema=is_schema)
+        self._thin()
+
+    def _say(self, error: Exception, *, is_schema: bool) -> None:
+        where = self._settings.safe_database_url
+        if is_schema:
+            logger.error(
+                "Jobs run, but are not recorded in %s: %s Run `chaperone db upgrade`, or set auto_migrate; "
+                "what happens meanwhile waits in the journal.", where, error,
+            )  # fmt: skip
+        else:
+            logger.warning("The store %s is away; what happens meanwhile waits in the journal: %s", where, error)
+
+    def _back(self) -> None:
+        self._failures, self._try_again_at = 0, 0.0
+        if self._trouble is not None:
+            self._trouble = None
+            logger.warning("The store %s is back.", self._settings.safe_database_url)
+
+    def _thin(self) -> None:
+        """Samples go first, then what went well; failures and losses stay (see journal.thinning)."""
+        now = time.monotonic()
+        if now - self._thinned_at < _THIN_EVERY_S:
+            return
+        self._thinned_at = now
+        for held in self._held.values():
+            backlog = held.reader.backlog_bytes(held.offset)
+            if backlog > CROWDED_BYTES:
+                fold = functools.partial(thin, drop_successes=backlog > OVERFULL_BYTES)
+                held.reader.compact(held.offset, fold)
