@@ -7,11 +7,11 @@ Times are Unix seconds (UTC, float), durations seconds, memory bytes, CPU percen
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 
-class JobStatus(str, Enum):
+class JobStatus(StrEnum):
     """The states of a job.  Waiting for a retry is PENDING with ``retry_at``."""
 
     PENDING = "pending"
@@ -57,6 +57,7 @@ BEAT: Final = 10
 WORKER_STOPPED: Final = 11
 DROPPED: Final = 12
 COMMAND_DONE: Final = 13
+COUNTED: Final = 14
 
 
 class Enqueued(NamedTuple):
@@ -262,6 +263,21 @@ class CommandDone(NamedTuple):
     detail: str | None
 
 
+class Counted(NamedTuple):
+    """Jobs whose entries were dropped while the store was away: sent, run once and ended in the same way."""
+
+    kind: int
+    #: The end of the last of them.
+    at: float
+    queue: str
+    actor: str
+    #: As in Ended.
+    outcome: str
+    status: str | None
+    number: int
+    duration_sum_s: float
+
+
 ENTRY_TYPES: Final[dict[int, Any]] = {
     ENQUEUED: Enqueued,
     STARTED: Started,
@@ -276,6 +292,7 @@ ENTRY_TYPES: Final[dict[int, Any]] = {
     WORKER_STOPPED: WorkerStopped,
     DROPPED: Dropped,
     COMMAND_DONE: CommandDone,
+    COUNTED: Counted,
 }
 
 
