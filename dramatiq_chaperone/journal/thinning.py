@@ -92,5 +92,10 @@ class _Totals:
         self._counted[key] = more
 
     def entries(self) -> list[Entry]:
-        """As plain tuples: named ones are no plain data for a journal."""
-        return [*self._dropped.values(), *map(tuple, self._counted.values())]
+        """As plain tuples, for named ones are no plain data, and in an order that does not depend on how often it is done."""
+        return [*sorted(self._dropped.values(), key=lambda entry: entry[2]), *sorted(map(tuple, self._counted.values()), key=_names)]
+
+
+def _names(entry: Entry) -> tuple[str, ...]:
+    _, _, queue, actor, outcome, status, *_ = entry
+    return queue, actor, outcome, status or ""
