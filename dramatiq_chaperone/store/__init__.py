@@ -6,12 +6,13 @@ read goes out through :mod:`.queries`.
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SchemaError
 from . import migrations
-from .applying import Applied, apply
+from .applying import Applied, apply, stored_time
 from .database import Connections, sqlite_path
 from .losses import worker_lost
 
@@ -72,6 +73,12 @@ class Store(Connections):
         """Up to where this process's journal is in the store; 0 if nothing of it is.  Raises StoreUnavailable, SchemaError."""
         found = self.rows("SELECT sequence FROM {flushes} WHERE process = ?", (worker_id,))
         return int(found[0][0]) if found else 0
+
+    def keep_positions(self, worker_ids: Sequence[str]) -> None:
+        """Say that these journals are still in use, however quiet their processes are: retention leaves them alone."""
+        now = stored_time(self.kind, time.time())
+        for worker_id in sorted(worker_ids):
+            self.execute("UPDATE {flushes} SET updated_at = ? WHERE process = ?", (now, worker_id))
 
     def apply(self, origin: Origin, entries: Sequence[tuple[Any, ...]], *, start: int, end: int) -> Applied:
         """Write a slice of a journal, once: one transaction moves its position from *start* to *end*.

@@ -38,6 +38,7 @@ BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
 CROWDED_BYTES: Final = 16 << 20
 OVERFULL_BYTES: Final = 256 << 20
 _THIN_EVERY_S: Final = 30.0
+_KEEP_EVERY_S: Final = 6 * 3600.0
 
 
 class _Held:
@@ -87,6 +88,7 @@ class WriteBehind(Service):
         self._failures = 0
         self._try_again_at = 0.0
         self._thinned_at = 0.0
+        self._kept_at = time.monotonic()
         self._trouble: str | None = None
 
     def held(self) -> dict[str, JournalReader]:
@@ -131,11 +133,18 @@ class WriteBehind(Service):
             store = self._opened()
             self._take(store)
             is_done = self._write(store, deadline)
+            self._keep_positions(store)
         except (StoreUnavailable, SchemaError) as e:
             self._away(e)
             return False
         self._back()
         return is_done
+
+    def _keep_positions(self, store: Store) -> None:
+        now = time.monotonic()
+        if now - self._kept_at >= _KEEP_EVERY_S:
+            self._kept_at = now
+            store.keep_positions([held.reader.origin.worker_id for held in self._held.values()])
 
     def _opened(self) -> Store:
         if self._store is None:

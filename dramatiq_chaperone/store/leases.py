@@ -1,0 +1,61 @@
+"""Leases: one holder at a time, with an epoch that grows with each new one.  Time is the database's own clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from . import Store
+
+#: Now, and now plus a number of seconds, in each database's words and in the store's form of a time.
+_NOW: Final = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now')",
+    "postgres": "clock_timestamp()",
+    "mysql": "UTC_TIMESTAMP(6)",
+}
+_LATER: Final = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now', '+' || ? || ' seconds')",
+    "postgres": "clock_timestamp() + ?::float8 * INTERVAL '1 second'",
+    "mysql": "UTC_TIMESTAMP(6) + INTERVAL ? SECOND",
+}
+
+
+def acquire(store: Store, name: str, holder: str, *, seconds: float) -> int | None:
+    """Take a lease that is free or has run out, or renew one's own.
+
+    Parameters:
+      holder: unique for each process and start.
+      seconds: after which another may take it, unless it is renewed.
+
+    Returns the epoch, which grows whenever the lease changes hands; None if another holds it.
+    """
+    return store.transact(lambda: _acquire(store, name, holder, seconds))
+
+
+def _acquire(store: Store, name: str, holder: str, seconds: float) -> int | None:
+    now, later = _NOW[store.kind], _LATER[store.kind]
+    key = store.new_key()
+    columns, values = ("name, epoch", [name]) if key is None else ("name, epoch, id", [name, key])
+    marks = "?, 0" if key is None else "?, 0, ?"
+    ignore, conflict = ("IGNORE ", "") if store.kind == "mysql" else ("", " ON CONFLICT (name) DO NOTHING")
+    store.execute(f"INSERT {ignore}INTO {{leases}} ({columns}) VALUES ({marks}){conflict}", values)
+    text = (
+        f"UPDATE {{leases}} SET epoch = CASE WHEN holder = ? THEN epoch ELSE epoch + 1 END, holder = ?, expires_at = {later} "
+        f"WHERE name = ? AND (holder IS NULL OR holder = ? OR expires_at < {now})"
+    )
+    store.execute(text, (holder, holder, seconds, name, holder))
+    found = store.rows("SELECT epoch FROM {leases} WHERE name = ? AND holder = ?", (name, holder))
+    return int(found[0][0]) if found else None
+
+
+def holds(store: Store, name: str, holder: str, epoch: int) -> bool:
+    """Whether the lease is still held; asked in the transaction of a write, it makes that write conditional."""
+    lock = "" if store.kind == "sqlite" else " FOR UPDATE"
+    text = f"SELECT 1 FROM {{leases}} WHERE name = ? AND holder = ? AND epoch = ? AND expires_at >= {_NOW[store.kind]}{lock}"
+    return bool(store.rows(text, (name, holder, epoch)))
+
+
+def release(store: Store, name: str, holder: str) -> bool:
+    """Give the lease up at once; False if it was not held."""
+    text = "UPDATE {leases} SET holder = NULL, expires_at = NULL WHERE name = ? AND holder = ?"
+    return store.transact(lambda: bool(store.execute(text, (name, holder)).rowcount == 1))

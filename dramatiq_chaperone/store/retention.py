@@ -1,0 +1,109 @@
+"""Retention: what is old goes, in small transactions, so that nobody waits for it.  Counters never go."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .applying import stored_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from . import Store
+
+BATCH: Final = 500
+DAY_S: Final = 86_400.0
+#: Days that what belongs to the fleet rather than to a job is kept.
+EVENTS_DAYS: Final = 30
+ROLLUP_DAYS: Final = 30
+WORKER_DAYS: Final = 7
+COMMAND_DAYS: Final = 7
+#: A journal's position is of no use once the journal is gone; no outage lasts so long.
+FLUSH_DAYS: Final = 30
+#: A worker whose row is older than this claims nothing any more.
+_SILENT_S: Final = 900.0
+
+_WELL: Final = ("completed", "skipped")
+_BADLY: Final = ("failed", "cancelled")
+_OPEN: Final = ("pending", "running", "stalled", "lost")
+
+
+class RetentionSettings(Protocol):
+    """Days that things are kept; 0: for ever."""
+
+    @property
+    def retention_completed(self) -> int: ...  # noqa: D102
+    @property
+    def retention_failed(self) -> int: ...  # noqa: D102
+    @property
+    def dlq_retention_days(self) -> int: ...  # noqa: D102
+
+
+def prune(store: Store, settings: RetentionSettings, *, now: float | None = None, everything: bool = False) -> Iterator[tuple[str, int]]:
+    """Delete what is older than it may be; yields (table, rows) after each batch, each of which is a transaction.
+
+    Children go with their job.  A job that has not ended goes only when it is older than the limit of failed ones and no
+    live worker claims it.
+
+    Parameters:
+      now: Unix seconds; ages are measured from it.
+      everything: every job that has ended, whatever its age.
+    """
+    now = time.time() if now is None else now
+    for statuses, days in ((_WELL, settings.retention_completed), (_BADLY, settings.retention_failed)):
+        if everything or days:
+            yield from _ended_jobs(store, statuses, now if everything else now - days * DAY_S)
+    if settings.retention_failed:
+        yield from _open_jobs(store, now - settings.retention_failed * DAY_S, now - _SILENT_S)
+    if settings.dlq_retention_days:
+        yield from _rows(store, "dead_letter_jobs", "failed_at < ?", (_at(store, now - settings.dlq_retention_days * DAY_S),))
+    for table, column, days in (
+        ("events", "created_at", EVENTS_DAYS),
+        ("commands", "created_at", COMMAND_DAYS),
+        ("rollups", "minute_at", ROLLUP_DAYS),
+        ("flushes", "updated_at", FLUSH_DAYS),
+        ("audit_log", "created_at", 365),
+    ):
+        yield from _rows(store, table, f"{column} < ?", (_at(store, now - days * DAY_S),))
+    old = _at(store, now - WORKER_DAYS * DAY_S)
+    yield from _rows(store, "workers", "updated_at < ?", (old,))
+    yield from _rows(store, "resource_violations", "created_at < ? AND supervised_job_id IS NULL", (_at(store, now - EVENTS_DAYS * DAY_S),))
+
+
+def _at(store: Store, at: float) -> Any:
+    return stored_time(store.kind, max(at, 0.0))
+
+
+def _ended_jobs(store: Store, statuses: Sequence[str], before: float) -> Iterator[tuple[str, int]]:
+    for status in statuses:
+        # created_at is what the index has; the end is never before it but for clocks that differ.
+        condition = "status = ? AND created_at < ? AND COALESCE(completed_at, failed_at) < ?"
+        yield from _rows(store, "supervised_jobs", condition, (status, _at(store, before + DAY_S), _at(store, before)))
+
+
+def _open_jobs(store: Store, before: float, heard_since: float) -> Iterator[tuple[str, int]]:
+    claimed = "SELECT w.worker_id FROM {workers} w WHERE w.status = 'running' AND w.updated_at >= ?"
+    for status in _OPEN:
+        condition = f"status = ? AND created_at < ? AND updated_at < ? AND (worker_id IS NULL OR worker_id NOT IN ({claimed}))"
+        values = (status, _at(store, before), _at(store, before), _at(store, heard_since))
+        yield from _rows(store, "supervised_jobs", condition, values)
+
+
+def _rows(store: Store, table: str, condition: str, values: Sequence[Any]) -> Iterator[tuple[str, int]]:
+    """Batch after batch until none is left."""
+    while True:
+        count = store.transact(lambda: _batch(store, table, condition, values))
+        if count:
+            yield table, count
+        if count < BATCH:
+            return
+
+
+def _batch(store: Store, table: str, condition: str, values: Sequence[Any]) -> int:
+    # By key and in order: writers lock rows by job, never a range.
+    keys = [key for (key,) in store.rows(f"SELECT id FROM {{{table}}} WHERE {condition} LIMIT {BATCH}", values)]
+    if keys:
+        marks = ", ".join("?" for _ in keys)
+        store.execute(f"DELETE FROM {{{table}}} WHERE id IN ({marks}) AND {condition}", (*sorted(keys), *values))
+    return len(keys)
