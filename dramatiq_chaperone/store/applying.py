@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import counters, statements
 from .batch import Batch, clean, clean_json
-from .columns import CORE, DEAD_LETTER, ERROR, EVENT, HEARTBEAT, JOB
+from .columns import CORE, DEAD_LETTER, ERROR, EVENT, HEARTBEAT, JOB, OPEN_RUN
 from .database import DataRefused
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ class _Flush:
         columns = JOB if batch.is_wide else CORE
         self._put("supervised_jobs", tuple((each.name, each.type) for each in columns), rows,
                   statements.job_upsert(store.kind, columns, store.key_type, ordered=store.ordered))  # fmt: skip
+        self._open_runs(batch)
         self._children(batch)
         self._events(batch)
         if origin.role == "worker" and batch.worker:
@@ -115,6 +116,23 @@ class _Flush:
         marks = ", ".join("?" for _ in values)
         ignore, conflict = ("IGNORE ", "") if store.kind == "mysql" else ("", " ON CONFLICT (process) DO NOTHING")
         return bool(store.execute(f"INSERT {ignore}INTO {{flushes}} ({names}) VALUES ({marks}){conflict}", values).rowcount == 1)
+
+    def _open_runs(self, batch: Batch) -> None:
+        """Keep the runs that were put aside until their end is reported, or their worker is lost."""
+        store = self._store
+        text = "SELECT other_run_id, job_id, other_worker_id, other_run_retries, other_started_at FROM {supervised_jobs} WHERE other_by = ?"
+        rows = [[*row[:4], unix_time(row[4]), time.time()] for row in store.rows(text, (self._flush,))]
+        rows = [row for row in [*rows, *batch.open_runs.values()] if row[0] not in batch.ended_runs]
+        if rows:
+            rows.sort(key=lambda row: str(row[0]))
+            statement = statements.insert(
+                store.kind, "open_runs", OPEN_RUN, store.key_type, key="run_id", update=("created_at = e.created_at",)
+            )
+            self._put("open_runs", OPEN_RUN, rows, statement)
+        if batch.ended_runs:
+            for (run_id,) in store.rows("SELECT run_id FROM {open_runs} ORDER BY run_id"):
+                if run_id in batch.ended_runs:
+                    store.execute("DELETE FROM {open_runs} WHERE run_id = ?", (run_id,))
 
     def _children(self, batch: Batch) -> None:
         kind, key_type = self._store.kind, self._store.key_type
@@ -266,6 +284,14 @@ def iso(at: float) -> str:
             _seconds.clear()
         text = _seconds[second] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M:%S")
     return f"{text}.{micro:06}+00:00"
+
+
+def unix_time(value: Any) -> float | None:
+    """A time as the database gave it, in Unix seconds."""
+    if value is None:
+        return None
+    moment: datetime = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp()
 
 
 def stored_time(kind: str, at: float) -> Any:

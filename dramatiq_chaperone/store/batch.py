@@ -32,7 +32,7 @@ _EMPTY: Final[Row] = [None] * len(JOB)
 (_JOB_ID, _CREATED, _UPDATED, _ACTOR, _QUEUE, _BROKER, _PRIORITY, _ENQUEUED, _PAYLOAD, _COMPLETE, _ITYPE, _IID, _PARENT, _TENANT,
  _RETRIES, _ATTEMPT, _DELIVERIES, _STATUS, _LEVEL, _COMPLETED, _FAILED, _RETRY, _ETA, _RUN, _RUN_RETRIES, _STARTED, _ENDED, _TIMEOUT,
  _INTERVAL, _LIMITS, _WORKER, _THREAD, _PEAK, _ATTRIBUTION, _CPU, _ENDED_BY, _FLUSH, _SAMPLED, _USAGE, _CPU_USAGE, _BEAT_AT, _METADATA,
- _PROGRESS, _CURRENT, _TOTAL, _PHASE, _TWICE_BY, _OTHER_RUN, _OTHER_WORKER, _OTHER_STARTED) = range(len(JOB))  # fmt: skip
+ _PROGRESS, _CURRENT, _TOTAL, _PHASE, _TWICE_BY) = range(len(JOB))  # fmt: skip
 _RUN_COLUMNS: Final = tuple(POSITION[column.name] for column in JOB if column.rule in {Rule.RUN, Rule.RUNMAX})
 for _zeroed in (_ATTEMPT, _DELIVERIES, _RETRIES):
     _EMPTY[_zeroed] = 0
@@ -118,6 +118,9 @@ class Batch:
         self.dead_letters: list[Row] = []
         self.events: list[Row] = []
         self.worker: dict[str, Any] = {}
+        #: Runs that are open and not their row's any more, by run_id.
+        self.open_runs: dict[str, Row] = {}
+        self.ended_runs: set[str] = set()
         self.statistics: Statistics = {}
         self.dropped: Counter[str] = Counter()
         #: (finished at, outcome, detail, command id)
@@ -279,14 +282,17 @@ class Batch:
         if row[_RUN_RETRIES] == retries and row[_STATUS] == "completed":
             row[_TWICE_BY] = self._flush
         if wins:
-            if row[_STATUS] == "running" and row[_ENDED] is None and row[_OTHER_RUN] != run_id:
-                row[_OTHER_RUN], row[_OTHER_WORKER], row[_OTHER_STARTED] = row[_RUN], row[_WORKER], row[_STARTED]
+            if row[_STATUS] == "running" and row[_ENDED] is None:
+                self._put_aside(row, row[_RUN], row[_RUN_RETRIES], row[_STARTED])
             for position in _RUN_COLUMNS:
                 row[position] = None
             row[_LEVEL] = -1
         elif is_start:
-            row[_OTHER_RUN], row[_OTHER_WORKER], row[_OTHER_STARTED] = run_id, self._worker_id, at
+            self._put_aside(row, run_id, retries, at)
         return wins
+
+    def _put_aside(self, row: Row, run_id: str, retries: int, started_at: float) -> None:
+        self.open_runs[run_id] = [run_id, row[_JOB_ID], self._worker_id, retries, started_at, row[_UPDATED]]
 
     def _ended(self, entry: tuple[Any, ...]) -> None:
         (_, at, job_id, run_id, retries, actor, queue, outcome, status, duration_s, cpu_seconds, peak, attribution, _, started_at,
@@ -308,8 +314,8 @@ class Batch:
             level, status_told, retries_told = retries * 32 + STATUS_LEVEL[status], status, retries
         if outcome != "succeeded":
             self._error(row, entry)
-        if row[_OTHER_RUN] == run_id:
-            row[_OTHER_RUN] = row[_OTHER_WORKER] = row[_OTHER_STARTED] = None
+        self.ended_runs.add(run_id)
+        self.open_runs.pop(run_id, None)
         if row[_RUN] is not None and row[_RUN] != run_id and not self._change_run(row, run_id, level, at, retries, is_start=False):
             return
         if level > row[_LEVEL]:

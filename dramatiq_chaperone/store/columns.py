@@ -37,8 +37,10 @@ class Rule(Enum):
     TWICE_BY = "twice_by"
     #: Of the last report, whatever it says.
     LAST = "last"
-    #: A run that is open beside the latest one.
+    #: A run that is open, and is not the row's (any more): noted here for the writer, who keeps it in ``open_runs``.
     OTHER = "other"
+    #: The flush that noted it.
+    OTHER_BY = "other_by"
 
 
 class Column(NamedTuple):
@@ -102,13 +104,16 @@ MORE: Final[tuple[Column, ...]] = (
     Column("progress_total", "real", Rule.RUN),
     Column("phase", "name", Rule.RUN),
     Column("twice_by", "int", Rule.TWICE_BY),
-    Column("other_run_id", "key", Rule.OTHER),
-    Column("other_worker_id", "key", Rule.OTHER),
-    Column("other_started_at", "time", Rule.OTHER),
 )
 
-#: Written by others, but about a run: a newer run clears them.
+
+#: Not in a report, but told by it: what a newer run clears, and which run was put aside.
 CLEARED: Final[tuple[Column, ...]] = (
+    Column("other_run_id", "key", Rule.OTHER),
+    Column("other_run_retries", "int", Rule.OTHER),
+    Column("other_worker_id", "key", Rule.OTHER),
+    Column("other_started_at", "time", Rule.OTHER),
+    Column("other_by", "int", Rule.OTHER_BY),
     Column("missed_heartbeats", "int", Rule.RUN),
     Column("health", "word", Rule.RUN),
 )
@@ -173,6 +178,14 @@ DEAD_LETTER: Final[tuple[tuple[str, str], ...]] = (
     ("trace", "text"),
     ("payload", "json"),
     ("payload_complete", "flag"),
+)
+OPEN_RUN: Final[tuple[tuple[str, str], ...]] = (
+    ("run_id", "key"),
+    ("job_id", "key"),
+    ("worker_id", "key"),
+    ("retries", "int"),
+    ("started_at", "time"),
+    ("created_at", "time"),
 )
 EVENT: Final[tuple[tuple[str, str], ...]] = (
     ("created_at", "time"),

@@ -23,6 +23,13 @@ LOST: Final = (
 )
 
 
+#: What a row says of a run, and is not known of one that it returns to.
+_OF_A_RUN: Final = (
+    *("ended_at", "timeout_at", "thread", "memory_usage", "memory_peak", "cpu_usage", "cpu_seconds", "sampled_at"),
+    *("last_heartbeat_at", "progress", "progress_current", "progress_total", "phase", "metadata"),
+)
+
+
 class _Run(NamedTuple):
     job: Any
     job_id: str
@@ -69,60 +76,54 @@ class _Loss:
         at = self._at
         known = {"created_at": at, "updated_at": at, "stopped_at": at, "status": "lost", "exit_code": self._code, "exit_cause": self._cause}
         write_worker(self._store, self._origin, known, self._put)
-        beside = self._beside()
-        runs = self._latest()
-        self._rows([*runs, *beside])
+        runs = self._latest()  # first: it waits for whoever puts one of them aside just now
+        self._rows([*runs, *self._aside()])
 
     def _latest(self) -> list[_Run]:
         """The jobs that ran here: they are lost now, or run on where another run of them is open."""
         store, worker_id = self._store, self._origin.worker_id
         text = (
-            "SELECT id, job_id, run_id, attempt, thread, started_at, memory_peak, cpu_seconds, queue, actor_name, level, other_run_id "
+            "SELECT id, job_id, run_id, attempt, thread, started_at, memory_peak, cpu_seconds, queue, actor_name, level, run_retries "
             "FROM {supervised_jobs} WHERE worker_id = ? AND status IN ('running', 'stalled') ORDER BY job_id"
         )
         runs = []
-        for *facts, level, other in store.rows(text + self._for_update(), (worker_id,)):
+        for *facts, level, retries in store.rows(text + self._for_update(), (worker_id,)):
             run = _Run(*facts)
             runs.append(run)
-            if other is None:
-                change, values = "status = 'lost', level = ?, ended_at = ?", (level - level % 32 + _LOST, self._stored())
-            else:
-                change, values = self._back_to_other()
-            text_ = f"UPDATE {{supervised_jobs}} SET {change}, crashes = crashes + 1 WHERE id = ?"
-            store.execute(text_, (*values, run.job))
+            first = level - level % 32
+            if not self._go_on(run, first, retries):
+                change = "status = 'lost', level = ?, ended_at = ?, crashes = crashes + 1"
+                store.execute(f"UPDATE {{supervised_jobs}} SET {change} WHERE id = ?", (first + _LOST, self._stored(), run.job))
         return runs
 
-    def _back_to_other(self) -> tuple[str, tuple[Any, ...]]:
-        # Its start was reported after that of the run which took over from it, or the two overlap.
-        gone = (
-            "ended_at",
-            "timeout_at",
-            "thread",
-            "memory_usage",
-            "memory_peak",
-            "cpu_usage",
-            "cpu_seconds",
-            "sampled_at",
-            "last_heartbeat_at",
+    def _go_on(self, run: _Run, level: int, retries: int | None) -> bool:
+        """Show another run of the same delivery that is still open: its start was reported before that of the lost one."""
+        store = self._store
+        text = "SELECT run_id, worker_id, started_at FROM {open_runs} WHERE job_id = ? AND retries = ? AND worker_id <> ? ORDER BY run_id"
+        open_runs = store.rows(text, (run.job_id, retries, self._origin.worker_id))
+        if not open_runs:
+            return False
+        change = ", ".join(f"{name} = NULL" for name in _OF_A_RUN)
+        text = (
+            f"UPDATE {{supervised_jobs}} SET {change}, status = 'running', level = ?, run_id = ?, worker_id = ?, started_at = ?, "
+            "crashes = crashes + 1 WHERE id = ?"
         )
-        cleared = ", ".join(f"{name} = NULL" for name in gone)
-        taken = ", ".join(f"{name} = other_{name}" for name in ("run_id", "worker_id", "started_at"))
-        emptied = ", ".join(f"other_{name} = NULL" for name in ("run_id", "worker_id", "started_at"))
-        return f"status = 'running', {cleared}, {taken}, {emptied}", ()
+        store.execute(text, (level + STATUS_LEVEL["running"], *open_runs[0], run.job))
+        store.execute("DELETE FROM {open_runs} WHERE run_id = ?", (open_runs[0][0],))
+        return True
 
-    def _beside(self) -> list[_Run]:
-        """Runs that were open here beside a newer one."""
+    def _aside(self) -> list[_Run]:
+        """Runs that were open here, but not their row's any more."""
         store, worker_id = self._store, self._origin.worker_id
         text = (
-            "SELECT j.id, j.job_id, j.other_run_id, j.attempt - 1, NULL, j.other_started_at, NULL, NULL, j.queue, j.actor_name "
-            "FROM {supervised_jobs} j LEFT JOIN {supervised_job_errors} e ON e.run_id = j.other_run_id "
-            "WHERE j.other_worker_id = ? AND e.id IS NULL ORDER BY j.job_id"
+            "SELECT j.id, j.job_id, r.run_id, CASE WHEN j.attempt > 1 THEN j.attempt - 1 ELSE 1 END, NULL, r.started_at, NULL, NULL, "
+            "j.queue, j.actor_name FROM {open_runs} r JOIN {supervised_jobs} j ON j.job_id = r.job_id "
+            "WHERE r.worker_id = ? ORDER BY j.job_id"
         )
         runs = [_Run(*facts) for facts in store.rows(text, (worker_id,))]
-        counted = {run.job for run in runs}
-        for (job,) in store.rows("SELECT id FROM {supervised_jobs} WHERE other_worker_id = ? ORDER BY job_id", (worker_id,)):
-            change = "other_run_id = NULL, other_worker_id = NULL, other_started_at = NULL, crashes = crashes + ?"
-            store.execute(f"UPDATE {{supervised_jobs}} SET {change} WHERE id = ?", (int(job in counted), job))
+        for run in runs:
+            store.execute("UPDATE {supervised_jobs} SET crashes = crashes + 1 WHERE id = ?", (run.job,))
+        store.execute("DELETE FROM {open_runs} WHERE worker_id = ?", (worker_id,))
         return runs
 
     def _rows(self, runs: list[_Run]) -> None:

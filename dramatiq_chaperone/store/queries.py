@@ -28,7 +28,19 @@ JSON_COLUMNS: Final = frozenset({"payload", "metadata", "limits", "context", "da
 FLAGS: Final = frozenset({"payload_complete", "paused"})
 #: Bookkeeping of the writer.
 HIDDEN: Final = frozenset(
-    {"level", "run_retries", "flush", "ended_by", "twice_by", "other_run_id", "other_worker_id", "other_started_at", "decided"}
+    {
+        "level",
+        "run_retries",
+        "flush",
+        "ended_by",
+        "twice_by",
+        "other_run_id",
+        "other_worker_id",
+        "other_started_at",
+        "other_run_retries",
+        "other_by",
+        "decided",
+    }
 )
 #: Rows of one kind that the detail of a job brings.
 DETAIL_ROWS: Final = 500

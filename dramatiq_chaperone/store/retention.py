@@ -60,6 +60,7 @@ def prune(store: Store, settings: RetentionSettings, *, now: float | None = None
         yield from _rows(store, "dead_letter_jobs", "failed_at < ?", (_at(store, now - settings.dlq_retention_days * DAY_S),))
     for table, column, days in (
         ("events", "created_at", EVENTS_DAYS),
+        ("open_runs", "created_at", EVENTS_DAYS),
         ("commands", "created_at", COMMAND_DAYS),
         ("rollups", "minute_at", ROLLUP_DAYS),
         ("flushes", "updated_at", FLUSH_DAYS),

@@ -89,22 +89,26 @@ def _rule(column: Column, greatest: str) -> str:
             return new
         case Rule.OTHER:
             return _other(name)
+        case Rule.OTHER_BY:
+            return f"CASE WHEN {_PUT_ASIDE} THEN e.flush WHEN {_CAME_LATE} THEN e.flush ELSE {own} END"
     raise ValueError(column)
+
+
+#: The run of the row is put aside by a newer one; or a run that starts is an older one, reported late.
+_PUT_ASIDE: Final = f"{{other}} AND {{wins}} AND {_OWN_OPEN}"
+_CAME_LATE: Final = "{other} AND NOT ({wins}) AND e.attempt > 0 AND e.ended_at IS NULL"
 
 
 def _other(name: str) -> str:
     source = name.removeprefix("other_")
-    return (
-        f"CASE WHEN {{other}} AND {{wins}} AND {_OWN_OPEN} THEN o.{source} "
-        f"WHEN {{other}} AND NOT ({{wins}}) AND e.attempt > 0 AND e.ended_at IS NULL THEN e.{source} "
-        f"WHEN e.run_id = o.other_run_id AND (e.ended_at IS NOT NULL OR {{wins}}) THEN NULL "
-        f"ELSE COALESCE(o.{name}, e.{name}) END"
-    )
+    return f"CASE WHEN {_PUT_ASIDE} THEN o.{source} WHEN {_CAME_LATE} THEN e.{source} ELSE o.{name} END"
 
 
 #: MySQL sees what it has assigned already: what others look at comes last.
-_LAST: Final = ("other_started_at", "other_worker_id", "other_run_id", "worker_id", "started_at", "ended_at", "attempt", "run_retries",
-                "status", "level", "run_id")  # fmt: skip
+_LAST: Final = (
+    *("other_by", "other_started_at", "other_worker_id", "other_run_retries", "other_run_id"),
+    *("worker_id", "started_at", "ended_at", "attempt", "run_retries", "status", "level", "run_id"),
+)
 
 
 @functools.lru_cache(maxsize=16)
@@ -173,11 +177,8 @@ def child_insert(kind: str, table: str, columns: tuple[tuple[str, str], ...], ke
 
 
 def _attempt(run_id: str, later: str) -> str:
-    """Which attempt a run was: the job's count, less the runs that started after it."""
-    return (
-        f"CASE WHEN j.run_id = {run_id} THEN j.attempt - {later} "
-        f"WHEN j.attempt - {later} > 1 THEN j.attempt - {later} - 1 ELSE j.attempt END"
-    )
+    """Which attempt a run was: the job's count, less the runs that this slice started after it, or another has started."""
+    return f"CASE WHEN j.run_id <> {run_id} AND {later} = 0 AND j.attempt > 1 THEN j.attempt - 1 ELSE j.attempt - {later} END"
 
 
 def _keep_first(kind: str, table: str, key: str) -> str:

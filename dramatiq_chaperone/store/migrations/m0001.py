@@ -61,8 +61,10 @@ TABLES: Final[dict[str, str]] = {
         ended_by int
         twice_by int
         other_run_id key
+        other_run_retries int
         other_worker_id key
         other_started_at time
+        other_by int
         decided mysql_only
     """,
     "supervised_job_errors": """
@@ -82,6 +84,14 @@ TABLES: Final[dict[str, str]] = {
         message text
         trace text
         context json
+    """,
+    "open_runs": """
+        run_id key !
+        job_id key !
+        worker_id key !
+        retries int
+        started_at time
+        created_at time !
     """,
     "heartbeats": """
         supervised_job_id ref:supervised_jobs !
@@ -299,10 +309,11 @@ INDEXES: Final[dict[str, tuple[str, ...]]] = {
         "worker_id, status",
         "ended_by",
         "twice_by where twice_by is not null",
-        "other_worker_id where other_worker_id is not null",
+        "other_by where other_by is not null",
         "parent_job_id where parent_job_id is not null",
     ),
     "supervised_job_errors": ("supervised_job_id, created_at", "unique run_id", "worker_id"),
+    "open_runs": ("unique run_id", "job_id", "worker_id", "created_at"),
     "heartbeats": ("supervised_job_id, created_at",),
     "resource_violations": ("supervised_job_id, created_at", "created_at"),
     "job_health_checks": ("supervised_job_id, created_at",),
