@@ -11,6 +11,7 @@ import platform
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import host, records
 from .control.runner import CommandRunner
-from .events import WorkerStarted, WorkerStopped
+from .events import WorkerStarted, WorkerStopped, finish_events
 from .journal import Journal, JournalDirectory
 from .service import Service, internal_error
 from .settings import Settings
@@ -33,6 +34,7 @@ from .supervision.stopping import Interrupter
 if TYPE_CHECKING:
     from dramatiq import Broker, Worker
 
+    from .control.courier import Courier
     from .store.writer import WriteBehind
 
 logger = logging.getLogger("dramatiq_chaperone")
@@ -95,6 +97,7 @@ class Runtime:
                 self._sender = self._sending.sender if self._sending is not None else None
                 self.execution = None
                 working.stop()
+                finish_events()
 
     def _become_producer(self) -> Sender:
         with self._lock:
@@ -195,7 +198,13 @@ class _Process:
             return
         is_overdue = now - self._since >= self.grace_s or self.journal.waiting_segments() >= self.grace_segments
         if self._had_writer or is_overdue:
-            self._write_here().start()
+            self.start_writing()
+
+    def start_writing(self) -> WriteBehind:
+        """From now on this process writes its journal itself."""
+        writer = self._write_here()
+        writer.start()
+        return writer
 
     def _write_here(self) -> WriteBehind:
         """The store is only imported where somebody has to write."""
@@ -241,6 +250,8 @@ class _WorkerProcess(_Process):
         self.interrupter.adopt(broker.middleware)
         for actor in list(broker.actors.values()):
             self.execution.wrap(actor)
+        self._courier: Courier | None = None
+        self._answered: deque[str] = deque(maxlen=1000)
         self.commands = CommandRunner(lambda: [(job.job_id, slot.ident) for slot, job in self.running.running()])
         self.sampler = Sampler(
             self.journal, self.running, self.execution, self.interrupter, beat_s=settings.worker_heartbeat, turns=self._turn
@@ -275,14 +286,27 @@ class _WorkerProcess(_Process):
             self.run_command(records.Command(**fields))
         self.consider_writing(now)
 
+    def start_writing(self) -> WriteBehind:
+        """Where no watcher brings the commands, this process asks for them."""
+        from .control.courier import Courier
+
+        self._courier = Courier(self.settings, lambda: [self.journal.origin.worker_id], self.run_command)
+        self._courier.start()
+        return super().start_writing()
+
     def run_command(self, command: records.Command) -> None:
-        """Carry a command out; the answer goes the way of everything else."""
+        """Carry a command out, once; the answer goes the way of everything else."""
+        if command.command_id in self._answered:
+            return
+        self._answered.append(command.command_id)
         outcome, detail = self.commands.run(command)
         self.recorder.append((records.COMMAND_DONE, time.time(), command.command_id, outcome, detail))
 
     def stop(self) -> None:
         """Stop in the reverse order, and say that it was on purpose."""
         self.sampler.stop()
+        if self._courier is not None:
+            self._courier.stop()
         self.execution.unwrap(self._broker)
         self.interrupter.restore()
         origin = self.journal.origin

@@ -12,13 +12,17 @@ import time
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
+from .control.courier import Courier
 from .journal import JournalDirectory
+from .records import Command
 from .settings import Settings
 from .store.writer import WriteBehind
 
 logger = logging.getLogger("dramatiq_chaperone.watcher")
 
 TURN_S: Final = 0.25
+#: A worker looks into its control block at least this often, in seconds; so long a command stays in it.
+KEEP_COMMANDS_S: Final = 20.0
 #: After the last sibling has ended, the rest of the journals may take this long, in seconds.
 DRAIN_S: Final = 10.0
 #: How long it waits for a sibling that is asked to stop and does not, in seconds: Dramatiq's own limit for that is 10 minutes.
@@ -32,6 +36,8 @@ class Watcher:
         self._master = master
         self._directory = JournalDirectory(settings.journal_dir)
         self._writer = WriteBehind(self._directory, settings, takes=lambda name: True)
+        self._courier = Courier(settings, self._workers, self._deliver)
+        self._told: dict[str, list[tuple[float, Command]]] = {}
         self._is_asked_to_stop = False
 
     def run(self) -> int:
@@ -39,6 +45,7 @@ class Watcher:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask)
         self._writer.start()
+        self._courier.start()
         asked_at: float | None = None
         while self._master.is_alive():
             if self._is_asked_to_stop:
@@ -46,6 +53,7 @@ class Watcher:
                 if not self._siblings() or time.monotonic() - asked_at > PATIENCE_S:
                     break
             time.sleep(TURN_S)
+        self._courier.stop()
         self._writer.stop(timeout_s=DRAIN_S)
         self._writer.finish(timeout_s=DRAIN_S)
         return 0
@@ -53,6 +61,20 @@ class Watcher:
     def _ask(self, number: int, frame: Any) -> None:
         """A signal handler does nothing but take note."""
         self._is_asked_to_stop = True
+
+    def _workers(self) -> list[str]:
+        """The workers whose journals are held here, whoever their master is: they can be reached through these."""
+        return [name for name, reader in self._writer.held().items() if reader.origin.role == "worker"]
+
+    def _deliver(self, command: Command) -> None:
+        """Put a command into its worker's control block, beside those of the last seconds: the worker knows what it has seen."""
+        reader = self._writer.held().get(command.target)
+        if reader is None:
+            return
+        now = time.monotonic()
+        recent = [(at, each) for at, each in self._told.get(command.target, ()) if now - at < KEEP_COMMANDS_S]
+        self._told[command.target] = [*recent, (now, command)]
+        reader.tell({"commands": [each._asdict() for _, each in self._told[command.target]]})
 
     def _siblings(self) -> list[str]:
         """The workers of this master that still live."""

@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from . import Store
 
 #: Now, and now plus a number of seconds, in each database's words and in the store's form of a time.
-_NOW: Final = {
+NOW: Final = {
     "sqlite": "strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now')",
     "postgres": "clock_timestamp()",
     "mysql": "UTC_TIMESTAMP(6)",
 }
-_LATER: Final = {
+LATER: Final = {
     "sqlite": "strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now', '+' || ? || ' seconds')",
     "postgres": "clock_timestamp() + ?::float8 * INTERVAL '1 second'",
     "mysql": "UTC_TIMESTAMP(6) + INTERVAL ? SECOND",
@@ -33,7 +33,7 @@ def acquire(store: Store, name: str, holder: str, *, seconds: float) -> int | No
 
 
 def _acquire(store: Store, name: str, holder: str, seconds: float) -> int | None:
-    now, later = _NOW[store.kind], _LATER[store.kind]
+    now, later = NOW[store.kind], LATER[store.kind]
     key = store.new_key()
     columns, values = ("name, epoch", [name]) if key is None else ("name, epoch, id", [name, key])
     marks = "?, 0" if key is None else "?, 0, ?"
@@ -51,7 +51,7 @@ def _acquire(store: Store, name: str, holder: str, seconds: float) -> int | None
 def holds(store: Store, name: str, holder: str, epoch: int) -> bool:
     """Whether the lease is still held; asked in the transaction of a write, it makes that write conditional."""
     lock = "" if store.kind == "sqlite" else " FOR UPDATE"
-    text = f"SELECT 1 FROM {{leases}} WHERE name = ? AND holder = ? AND epoch = ? AND expires_at >= {_NOW[store.kind]}{lock}"
+    text = f"SELECT 1 FROM {{leases}} WHERE name = ? AND holder = ? AND epoch = ? AND expires_at >= {NOW[store.kind]}{lock}"
     return bool(store.rows(text, (name, holder, epoch)))
 
 
