@@ -278,11 +278,11 @@ class Batch:
         if level // 32 == own // 32 and level % 32 < FINAL_LEVEL:
             wins = own % 32 < FINAL_LEVEL and is_start
         else:
-            wins = level > own or (level == own and run_id > row[_RUN])
+            wins = level > own or (level == own and run_id > row[_RUN] and level % 32 >= FINAL_LEVEL)
         if row[_RUN_RETRIES] == retries and row[_STATUS] == "completed":
             row[_TWICE_BY] = self._flush
         if wins:
-            if row[_STATUS] == "running" and row[_ENDED] is None:
+            if row[_ENDED] is None:
                 self._put_aside(row, row[_RUN], row[_RUN_RETRIES], row[_STARTED])
             for position in _RUN_COLUMNS:
                 row[position] = None

@@ -30,6 +30,10 @@ _OF_A_RUN: Final = (
 )
 
 
+_END: Final = "UPDATE {supervised_jobs} SET ended_at = ?, crashes = crashes + 1 WHERE id = ?"
+_LOSE: Final = "UPDATE {supervised_jobs} SET status = 'lost', level = ?, ended_at = ?, crashes = crashes + 1 WHERE id = ?"
+
+
 class _Run(NamedTuple):
     job: Any
     job_id: str
@@ -83,17 +87,18 @@ class _Loss:
         """The jobs that ran here: they are lost now, or run on where another run of them is open."""
         store, worker_id = self._store, self._origin.worker_id
         text = (
-            "SELECT id, job_id, run_id, attempt, thread, started_at, memory_peak, cpu_seconds, queue, actor_name, level, run_retries "
-            "FROM {supervised_jobs} WHERE worker_id = ? AND status IN ('running', 'stalled') ORDER BY job_id"
+            "SELECT id, job_id, run_id, attempt, thread, started_at, memory_peak, cpu_seconds, queue, actor_name, status, level, "
+            "run_retries FROM {supervised_jobs} WHERE worker_id = ? AND ended_at IS NULL ORDER BY job_id"
         )
         runs = []
-        for *facts, level, retries in store.rows(text + self._for_update(), (worker_id,)):
+        for *facts, status, level, retries in store.rows(text + self._for_update(), (worker_id,)):
             run = _Run(*facts)
             runs.append(run)
             first = level - level % 32
-            if not self._go_on(run, first, retries):
-                change = "status = 'lost', level = ?, ended_at = ?, crashes = crashes + 1"
-                store.execute(f"UPDATE {{supervised_jobs}} SET {change} WHERE id = ?", (first + _LOST, self._stored(), run.job))
+            if status not in {"running", "stalled"}:  # another run has told more of this message
+                store.execute(_END, (self._stored(), run.job))
+            elif not self._go_on(run, first, retries):
+                store.execute(_LOSE, (first + _LOST, self._stored(), run.job))
         return runs
 
     def _go_on(self, run: _Run, level: int, retries: int | None) -> bool:

@@ -46,15 +46,18 @@ def _quoted(kind: str, names: Sequence[str]) -> str:
     return ", ".join(f"{mark}{name}{mark}" for name in names)
 
 
-#: Whether a report (e) tells the state rather than what is known (o).  Two runs that both ended on one level are kept
-#: apart by their ids, for the outcome must not depend on which report came first.
+#: Whether a report (e) tells the state rather than what is known (o).  The first question: is it about another run of the
+#: same number of retries, which has not ended?  (A report of the run before, which ends in this number, is not.)  Two runs
+#: that both ended on one level are told apart by their ids, for the outcome must not depend on which report came first.
 WINS: Final = (
     f"CASE WHEN e.run_id <> o.run_id AND e.level - e.level % 32 = o.level - o.level % 32 AND e.level % 32 < {FINAL_LEVEL} "
+    "AND e.run_retries * 32 = e.level - e.level % 32 "
     f"THEN o.level % 32 < {FINAL_LEVEL} AND e.attempt > 0 "
-    "ELSE e.level > o.level OR (e.level = o.level AND e.run_id > o.run_id) END"
+    f"ELSE e.level > o.level OR (e.level = o.level AND e.run_id > o.run_id AND e.level % 32 >= {FINAL_LEVEL}) END"
 )
 _OTHER_RUN: Final = "e.run_id <> o.run_id"
-_OWN_OPEN: Final = "o.run_id IS NOT NULL AND o.status IN ('running', 'stalled')"
+#: Whatever the status says: a retry may have been reported by another run of the message.
+_OWN_OPEN: Final = "o.run_id IS NOT NULL AND o.ended_at IS NULL"
 #: Another run of the same retries has succeeded, and this one starts or ends.
 _TWICE: Final = (
     "e.run_id <> o.run_id AND e.run_retries = o.run_retries AND o.status = 'completed' AND (e.attempt > 0 OR e.ended_at IS NOT NULL)"

@@ -306,7 +306,7 @@ INDEXES: Final[dict[str, tuple[str, ...]]] = {
         "status, created_at",
         "queue, created_at",
         "actor_name, created_at",
-        "worker_id, status",
+        "worker_id, ended_at",
         "ended_by",
         "twice_by where twice_by is not null",
         "other_by where other_by is not null",
