@@ -1,0 +1,134 @@
+"""What the commands have in common: exit codes, the options that choose a store, and how it is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from dramatiq_chaperone.errors import SchemaError, StoreError, StoreUnavailable
+from dramatiq_chaperone.settings import Settings
+
+if TYPE_CHECKING:
+    from dramatiq_chaperone.store import Store
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+INTERRUPTED: Final = 130
+PIPE_CLOSED: Final = 141
+
+#: What each exit code means; docs/cli.md says the same.
+EXIT_CODES: Final = {
+    OK: "done, and something was found",
+    FAILED: "a problem: no store, an old one, a job that is not there; nothing found",
+    USAGE: "wrong usage: an option, an argument or a setting",
+    INTERRUPTED: "Ctrl-C",
+    PIPE_CLOSED: "whoever read the output has had enough, as `| head` does",
+}
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def store_options(command: Command) -> Command:
+    """Add --database-url and --config; on the group and on its commands, where the nearer one wins."""
+    for name, metavar, text in (
+        ("--config", "FILE", "A chaperone.toml; else the one in the working directory."),
+        ("--database-url", "URL", "The store: sqlite:///path, postgresql://… or mysql://…"),
+    ):
+        command = click.option(name, metavar=metavar, callback=_remember, expose_value=False, help=text)(command)
+    return command
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        context.ensure_object(dict)[parameter.name] = value
+
+
+def format_option(command: Command) -> Command:
+    """Add --format table|json."""
+    choice = click.Choice(["table", "json"])
+    return click.option("--format", "output", type=choice, default="table", show_default=True, help="How it is printed.")(command)
+
+
+def load_settings() -> Settings:
+    """The settings in effect; an option of the command line is an argument.  Raises SettingsError."""
+    return Settings.load(click.get_current_context().ensure_object(dict))
+
+
+def open_for_reading(settings: Settings) -> Store:
+    """The store, which must be there: no reader creates or upgrades it.
+
+    Raises:
+      StoreError: it cannot be read; the message says why, and what to run.
+    """
+    from dramatiq_chaperone.store import open_store
+
+    if is_missing(settings):
+        raise StoreUnavailable(f"There is no store yet at {settings.safe_database_url}. {_ADVICE_MISSING}")
+    with told(settings):
+        return open_store(settings, create=False)
+
+
+@contextmanager
+def told(settings: Settings) -> Iterator[None]:
+    """Have every error of the store say which store, and what to do."""
+    try:
+        yield
+    except StoreError as error:
+        raise explained(error, settings) from error
+
+
+_ADVICE_MISSING: Final = (
+    "The first worker with broker.add_middleware(Chaperone()) makes it; `chaperone demo` shows one.\n"
+    "Is it elsewhere? Give --database-url, or set CHAPERONE_DATABASE_URL or CHAPERONE_STATE_DIR as your workers have it."
+)
+
+
+def is_missing(settings: Settings) -> bool:
+    """Whether the store is a SQLite file that does not exist."""
+    from dramatiq_chaperone.store.database import kind_of, sqlite_path
+
+    url = settings.database_url
+    return kind_of(url) == "sqlite" and not sqlite_path(url).exists()
+
+
+def explained(error: StoreError, settings: Settings) -> StoreError:
+    """*error*, with the store that it is about and what to do."""
+    where = settings.safe_database_url
+    if isinstance(error, SchemaError):
+        if error.found is None:
+            return SchemaError(f"There are no tables of Chaperone in {where}; run `chaperone db upgrade`.", **error.__dict__)
+        return SchemaError(f"{error} ({where})", **error.__dict__)
+    return type(error)(f"The store at {where} does not answer: {error}\nIs the URL right? `chaperone config` shows where it came from.")
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A time in the past: ``2h`` (s, m, h, d, w) before *now*, or a date, with or without a time, in the reader's zone.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", text.strip())
+    if found:
+        return now - timedelta(seconds=float(found[1]) * _UNITS[found[2]])
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+class Moment(click.ParamType[datetime]):
+    """A click parameter: :func:`moment`."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """A time in UTC."""
+        try:
+            return moment(str(value), datetime.now(UTC))
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is no time; write 30m, 2h, 1d, 2026-01-31 or '2026-01-31 14:00'.", param, ctx)
