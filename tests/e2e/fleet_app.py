@@ -1,6 +1,7 @@
 """An app for real workers.  Its actors write down what they did in a ledger of their own, to which the store is held.
 
-Environment: LEDGER (a file), BROKER_URL (redis:// or amqp://), QUEUE, HEARTBEAT_TIMEOUT (ms).
+Environment: LEDGER (a file), BROKER_URL (redis:// or amqp://), QUEUE, HEARTBEAT_TIMEOUT (ms), CLOCK_FILE (how many seconds
+the clock is off).
 """
 
 from __future__ import annotations
@@ -9,6 +10,14 @@ import os
 import threading
 import time
 from pathlib import Path
+
+if "CLOCK_FILE" in os.environ:
+    _right_time = time.time
+
+    def _wrong_time() -> float:
+        return _right_time() + float(Path(os.environ["CLOCK_FILE"]).read_text() or 0)
+
+    time.time = _wrong_time
 
 import dramatiq
 from dramatiq import Broker
