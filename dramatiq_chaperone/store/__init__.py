@@ -126,9 +126,13 @@ def open_store(settings: StoreSettings, *, create: bool) -> Store:
         if create:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)
-    if create and (store.kind == "sqlite" or settings.auto_migrate):
-        migrations.upgrade(store, store.key_type)
-    migrations.check(store)
+    try:
+        if create and (store.kind == "sqlite" or settings.auto_migrate):
+            migrations.upgrade(store, store.key_type)
+        migrations.check(store)
+    except BaseException:
+        store.close()
+        raise
     return store
 
 

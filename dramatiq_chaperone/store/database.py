@@ -199,7 +199,9 @@ class Connections:
             4025,
         }:
             return DataRefused(text)
-        if isinstance(error, (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError, sqlite3.OperationalError, OSError)):
+        if "closed database" in text or isinstance(
+            error, (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError, sqlite3.OperationalError, OSError)
+        ):
             self.close()
             return StoreUnavailable(text)
         return StoreError(text)
