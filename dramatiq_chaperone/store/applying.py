@@ -32,6 +32,7 @@ WORKER: Final[Columns] = (
         ("cpu", "real"),
         ("jobs_processed", "int"),
         ("jobs_failed", "int"),
+        ("gauges", "json"),
         ("versions", "text"),
         ("exit_code", "int"),
         ("exit_cause", "name"),

@@ -421,8 +421,9 @@ class Batch:
         )  # fmt: skip
 
     def _beat(self, entry: tuple[Any, ...]) -> None:
-        _, at, beat, rss, cpu, processed, failed = entry
-        self.worker.update(updated_at=at, last_heartbeat_at=at, beat=beat, rss=rss, cpu=cpu, jobs_processed=processed, jobs_failed=failed)
+        _, at, beat, rss, cpu, processed, failed, gauges = entry
+        self.worker.update(updated_at=at, last_heartbeat_at=at, beat=beat, rss=rss, cpu=cpu, gauges=_json(gauges))
+        self.worker.update(jobs_processed=processed, jobs_failed=failed)
         self.worker.setdefault("created_at", at)
         self.worker.setdefault("status", "running")
 

@@ -425,6 +425,7 @@ class Worker(_Record):
     jobs_failed: Any = peewee.BigIntegerField(default=0)
     exit_code: Any = _count()
     exit_cause: Any = _text()
+    gauges: Any = _json("The process's other readings: open files, children, what sampling costs, errors of Chaperone itself.")
     versions: Any = peewee.TextField(null=True, help_text="JSON object")
 
     @classmethod

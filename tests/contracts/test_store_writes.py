@@ -274,7 +274,7 @@ def test_what_was_dropped_is_counted(store: Store) -> None:
 def test_a_worker_beats(store: Store) -> None:
     worker = Process(store)
     worker.writes(booted())
-    worker.writes((records.BEAT, NOW + 5, 1, 1000, 2.5, 7, 1), (records.BEAT, NOW + 10, 2, 2000, 3.5, 9, 2))
+    worker.writes((records.BEAT, NOW + 5, 1, 1000, 2.5, 7, 1, None), (records.BEAT, NOW + 10, 2, 2000, 3.5, 9, 2, '{"open_files": 9}'))
     row = queries.list_workers(store)[0]
     assert (row["status"], row["beat"], row["rss"], row["jobs_processed"], row["jobs_failed"]) == ("running", 2, 2000, 9, 2)
     assert row["last_heartbeat_at"].timestamp() == NOW + 10

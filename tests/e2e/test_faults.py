@@ -47,6 +47,7 @@ def agrees(fleet: Fleet, jobs: int) -> None:
     assert runs["succeeded"] <= sum(ends.values())
     assert sum(attempts.values()) == runs["succeeded"] + runs["failed"] + lost
     assert fleet.counter("chaperone_jobs_total") == {"completed": jobs}
+    assert not fleet.sql("SELECT labels, value FROM counters WHERE name = 'chaperone_unwritable_rows_total'")
 
 
 @pytest.mark.timeout(1200)

@@ -40,8 +40,8 @@ class TestRecords:
         errors = fleet.sql("SELECT outcome, exception, count(*) FROM supervised_job_errors GROUP BY outcome, exception ORDER BY exception")
         assert [tuple(row) for row in errors] == [("failed", "RuntimeError", 10), ("failed", "ValueError", 5)]
         assert len(fleet.sql("SELECT id FROM dead_letter_jobs WHERE reason = 'retries exhausted'")) == 5
-        running = fleet.sql("SELECT status FROM workers")
-        assert len(running) == 2
+        wait_until(lambda: len(fleet.sql("SELECT 1 FROM workers WHERE status = 'running' AND beat > 0 AND gauges IS NOT NULL")) == 2)
+        assert not fleet.sql("SELECT labels, value FROM counters WHERE name = 'chaperone_unwritable_rows_total'")
         assert master.stop() == 0
         wait_until(lambda: {row[0] for row in fleet.sql("SELECT status FROM workers")} == {"stopped"})
 

@@ -177,6 +177,7 @@ TABLES: Final[dict[str, str]] = {
         cpu real
         jobs_processed int =0
         jobs_failed int =0
+        gauges json
         exit_code int
         exit_cause name
         versions text
