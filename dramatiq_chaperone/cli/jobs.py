@@ -11,7 +11,7 @@ import click
 from dramatiq_chaperone.records import JobStatus
 
 from . import formats, job_page
-from .options import FAILED, OK, Moment, format_option, load_settings, open_for_reading, store_options, told
+from .options import FAILED, OK, Moment, format_option, load_settings, reading, store_options
 from .output import STATUS_STYLES, Column, is_terminal, write_heading, write_json, write_pairs, write_table
 from .status import NO_JOBS
 
@@ -62,10 +62,9 @@ def jobs(
 ) -> int:
     """List jobs, the newest first. Exit code 1 when there is none."""
     settings = load_settings()
-    store = open_for_reading(settings)
     from dramatiq_chaperone.store import queries
 
-    with told(settings):
+    with reading(settings) as store:
         try:
             found, following = queries.list_jobs(
                 store, status=status, queue=queue, actor=actor, worker=worker, since=since, search=search, limit=limit, after=after
@@ -93,10 +92,9 @@ def jobs(
 def job(job_id: str, output: str) -> int:
     """Tell everything about one job. ID may be the beginning of its id, if no other begins like that."""
     settings = load_settings()
-    store = open_for_reading(settings)
     from dramatiq_chaperone.store import queries
 
-    with told(settings):
+    with reading(settings) as store:
         candidates = _candidates(store, job_id)
         detail = queries.job_detail(store, candidates[0]) if len(candidates) == 1 else None
     if detail is None:

@@ -62,7 +62,8 @@ def load_settings() -> Settings:
     return Settings.load(click.get_current_context().ensure_object(dict))
 
 
-def open_for_reading(settings: Settings) -> Store:
+@contextmanager
+def reading(settings: Settings) -> Iterator[Store]:
     """The store, which must be there: no reader creates or upgrades it.
 
     Raises:
@@ -73,7 +74,11 @@ def open_for_reading(settings: Settings) -> Store:
     if is_missing(settings):
         raise StoreUnavailable(f"There is no store yet at {settings.safe_database_url}. {_ADVICE_MISSING}")
     with told(settings):
-        return open_store(settings, create=False)
+        store = open_store(settings, create=False)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 @contextmanager

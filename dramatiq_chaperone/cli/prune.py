@@ -11,7 +11,7 @@ from typing import NamedTuple
 import click
 
 from .formats import number
-from .options import load_settings, open_for_reading, store_options, told
+from .options import load_settings, reading, store_options
 
 _EPILOG = """\b
 Examples:
@@ -42,7 +42,6 @@ def prune(completed: int | None, failed: int | None, is_all: bool, is_sure: bool
     ones and no live worker has it. Counters stay.
     """
     settings = load_settings()
-    store = open_for_reading(settings)
     from dramatiq_chaperone.store import retention
     from dramatiq_chaperone.store.queries import FINAL, status_summary
 
@@ -56,7 +55,7 @@ def prune(completed: int | None, failed: int | None, is_all: bool, is_sure: bool
             raise click.UsageError("--all without a terminal needs --yes.")
         click.confirm(f"Delete every job that has ended from {settings.safe_database_url}?", abort=True)
     deleted: Counter[str] = Counter()
-    with told(settings):
+    with reading(settings) as store:
         total = sum(status_summary(store)["jobs"][status] for status in FINAL) if is_all else None
         with _progress(total) as advance:
             for table, count in retention.prune(store, limits, everything=is_all):

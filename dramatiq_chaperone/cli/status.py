@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from . import formats
-from .options import FAILED, OK, format_option, load_settings, open_for_reading, store_options, told
+from .options import FAILED, OK, format_option, load_settings, reading, store_options
 from .output import STATUS_STYLES, Column, write_heading, write_json, write_table
 
 #: Workers that are listed.
@@ -24,10 +24,9 @@ NO_JOBS = "No jobs on record yet. A job is recorded when it is sent or run by a 
 def status(output: str) -> int:
     """Tell how things are: jobs by state, queues, workers. Exit code 1 while no job is on record."""
     settings = load_settings()
-    store = open_for_reading(settings)
     from dramatiq_chaperone.store import queries
 
-    with told(settings):
+    with reading(settings) as store:
         summary = queries.status_summary(store)
         workers = queries.list_workers(store, status="running", limit=_WORKERS)
     has_jobs = any(summary["jobs"].values())

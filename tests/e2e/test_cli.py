@@ -354,6 +354,24 @@ def test_an_id_that_begins_another_is_itself(chaperone: Chaperone, store_url: st
     assert json.loads(chaperone("job", "import", "--format", "json").stdout)["job_id"] == "import"
 
 
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+def test_servers_are_read_as_files_are(chaperone: Chaperone, request: pytest.FixtureRequest, kind: str) -> None:
+    with request.getfixturevalue(kind).database() as url:
+        settings = Settings.load({"database_url": url, "auto_migrate": True}, environ={"HOME": "/nowhere"})
+        store = open_store(settings, create=True)
+        store.apply(origin(), [enqueued(job_id, time.time()) for job_id in JOBS], start=0, end=10)
+        store.close()
+
+        def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return chaperone(*arguments, "--database-url", url)
+
+        assert json.loads(ask("job", "4f9e0002", "--format", "json").stdout)["job_id"] == JOBS[3]
+        assert ask("job", "4f9e").stderr.count("4f9e000") == 2
+        assert len(json.loads(ask("jobs", "--search", "orders", "--since", "1h", "--format", "json").stdout)["jobs"]) == 4
+        assert ask("status").returncode == 0
+        assert "0 jobs deleted" in ask("prune").stdout
+
+
 # Settings
 
 

@@ -61,7 +61,7 @@ def start(start_process: StartProcess, folder: Path, state_dir: Path, *arguments
 
 
 def test_it_ends_by_itself_with_a_summary(start_process: StartProcess, folder: Path, state_dir: Path) -> None:
-    process = start(start_process, folder, state_dir, "--for", "8")
+    process = start(start_process, folder, state_dir, "--for", "10")
     workers = [each for each in of_demo(folder) if "dramatiq" in each.cmdline()]
     assert workers
     assert process.wait(timeout_s=60) == 0

@@ -92,10 +92,16 @@ class _Demo:
         self._began = time.monotonic()
 
     def run(self) -> None:
+        """Until it is over."""
+        try:
+            if self._boot():
+                self._watch()
+        finally:
+            self._reader.close()
+
+    def _watch(self) -> None:
         from .screen import summary
 
-        if not self._boot():
-            return
         self._began = time.monotonic()
         if is_terminal():
             self._watch_on_screen()
@@ -108,7 +114,6 @@ class _Demo:
         self._stage.stop()
         for text in summary(self._look(), elapsed_s=elapsed_s):
             click.echo(text)
-        self._reader.close()
 
     def _boot(self) -> bool:
         for step in self._stage.boot():

@@ -1,4 +1,7 @@
-"""A screen as an SVG file that needs nothing but itself: no font and no script from elsewhere."""
+"""A screen as an SVG file that needs nothing but itself: no font and no script from elsewhere.
+
+The one in README.md is made by ``chaperone demo --for 30 --picture docs/images/demo.svg``.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,6 @@ def save(content: RenderableType, path: Path) -> None:
     from rich.console import Console
 
     console = Console(record=True, width=COLUMNS, height=ROWS, file=io.StringIO(), highlight=False, color_system="truecolor")
-    console.print(content)
+    console.print(content, "")
     text = console.export_svg(title="chaperone demo", code_format=_FORMAT, unique_id="demo")
     path.write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n", encoding="utf-8")
