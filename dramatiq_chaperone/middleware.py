@@ -12,6 +12,7 @@ from .errors import SettingsError
 from .runtime import Runtime, watch
 from .service import internal_error
 from .settings import Settings
+from .supervision.execution import hide_wrapper
 from .supervision.policy import OPTIONS
 from .supervision.sending import check_options
 
@@ -63,6 +64,8 @@ class Chaperone(Middleware):
 
     def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         self._place(broker)
+        if (runtime := self._runtime) is not None and (execution := runtime.execution) is not None:
+            self._guarded(execution.wrap, actor)
 
     def _place(self, broker: Broker) -> None:
         """Observer first, gate last, always in a new list: changing the one in use makes Dramatiq miss hooks."""
@@ -169,4 +172,11 @@ class Chaperone(Middleware):
 
 
 class Gate(Middleware):
-    """The last middleware of all: admission, after every other one has had its say."""
+    """The last middleware of all: admission, after every other one has had its say; the first to hear of a run's end."""
+
+    def after_process_message(self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
+        if exception is not None:
+            try:
+                hide_wrapper(exception)
+            except Exception as error:  # noqa: BLE001 - as above
+                internal_error("gate", error, job_id=message.message_id)

@@ -57,8 +57,8 @@ class Execution:
         self.jobs_failed = 0
 
     def wrap(self, actor: Actor[Any, Any]) -> None:
-        """Put the wrapper around ``actor.fn``; :meth:`unwrap` takes it off."""
-        if actor.actor_name in self._originals or not self._policy(actor.actor_name, actor.queue_name).supervised:
+        """Put the wrapper around ``actor.fn``; :meth:`unwrap` takes it off.  Each actor has one, for a message may ask for supervision."""
+        if actor.actor_name in self._originals:
             return
         fn = self._originals[actor.actor_name] = actor.fn
         is_async = iscoroutinefunction(getattr(fn, "__wrapped__", fn))
@@ -105,7 +105,10 @@ class Execution:
                 result = fn(*args, **kwargs)
                 has_returned = True
             finally:
-                settle(slot)
+                try:
+                    settle(slot)
+                except Interrupt:  # it came with the call, before settle could catch it; there is never a second one
+                    settle(slot)
         except Interrupt:
             if not has_returned:
                 raise
@@ -302,6 +305,19 @@ class Execution:
         except Exception as error:  # noqa: BLE001 - an exception may have a __str__ that raises anything
             internal_error("errors", error, job_id=message.message_id)
             return (type(exception).__name__, "", "", "{}")
+
+
+def hide_wrapper(exception: BaseException) -> None:
+    """Take the frames of the wrapper out of a traceback, so that it reads, and is sent on with a retry, as it would without."""
+    previous, entry = None, exception.__traceback__
+    while entry is not None:
+        if entry.tb_frame.f_code.co_filename != __file__:
+            previous = entry
+        elif previous is None:
+            exception.__traceback__ = entry.tb_next
+        else:
+            previous.tb_next = entry.tb_next
+        entry = entry.tb_next
 
 
 def error_of(exception: BaseException, max_bytes: int, secrets: tuple[str, ...]) -> Error:

@@ -78,10 +78,10 @@ class Interrupter:
             if isinstance(entry, TimeLimit):
                 # Outside of the dramatiq command nobody starts its manager, and it limits nothing there.
                 is_started = bool(getattr(entry.manager, "is_alive", bool)())
-                manager = _TimeLimits(self._running, is_enforced=is_started)
+                manager = _TimeLimits(self._running, entry.manager, is_enforced=is_started)
                 self.interval_s = min(self.interval_s, getattr(entry.manager, "interval", 1.0))
             elif isinstance(entry, ShutdownNotifications):
-                manager = _ShutdownNotices(self._running)
+                manager = _ShutdownNotices(self._running, entry.manager)
             else:
                 continue
             self._replaced.append((entry, entry.manager))
@@ -95,34 +95,45 @@ class Interrupter:
 
 
 class _TimeLimits:
-    """In the place of TimeLimit's manager."""
+    """In the place of TimeLimit's manager, which goes on to serve the messages that are not supervised."""
 
-    def __init__(self, running: RunningJobs, *, is_enforced: bool) -> None:
-        self._running = running
+    def __init__(self, running: RunningJobs, original: Any, *, is_enforced: bool) -> None:
+        self._running, self._original = running, original
         self._is_enforced = is_enforced
 
     def start(self) -> None:
+        self._original.start()
         self._is_enforced = True
 
     def add_timeout(self, thread_id: int, ttl: float) -> None:
-        if self._is_enforced:
-            self._running.slot().time_limit_ms = ttl
+        slot = self._running.slot()
+        if slot.message is None:
+            self._original.add_timeout(thread_id, ttl)
+        elif self._is_enforced:
+            slot.time_limit_ms = ttl
 
     def remove_timeout(self, thread_id: int) -> None:
         self._running.slot().time_limit_ms = None
+        if self._original.deadlines.get(thread_id) is not None:
+            self._original.remove_timeout(thread_id)
 
 
 class _ShutdownNotices:
-    """In the place of ShutdownNotifications' manager."""
+    """In the place of ShutdownNotifications' manager, which goes on to serve the messages that are not supervised."""
 
-    def __init__(self, running: RunningJobs) -> None:
-        self._running = running
+    def __init__(self, running: RunningJobs, original: Any) -> None:
+        self._running, self._original = running, original
 
     def add_notification(self) -> None:
-        self._running.slot().notify_shutdown = True
+        slot = self._running.slot()
+        if slot.message is None:
+            self._original.add_notification()
+        else:
+            slot.notify_shutdown = True
 
     def remove_notification(self) -> None:
         self._running.slot().notify_shutdown = False
+        self._original.remove_notification()
 
     def shutdown(self) -> None:
         for slot, job in self._running.running():
@@ -130,3 +141,4 @@ class _ShutdownNotices:
                 logger.info(
                     "Worker shutdown notification. Raising exception in worker thread %r.", slot.ident, extra={"job_id": job.job_id}
                 )
+        self._original.shutdown()
