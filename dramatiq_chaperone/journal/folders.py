@@ -83,8 +83,7 @@ def sweep(directory: Path) -> None:
             continue
         if lock.acquire(OWNER):
             try:
-                if lock.is_at(hidden / LOCK):
-                    discard(hidden)
+                discard(hidden)
             finally:
                 lock.release(OWNER)
         lock.close()

@@ -282,8 +282,17 @@ class Interrupted(BaseException):
     """As Dramatiq's TimeLimit raises them."""
 
 
+@pytest.fixture
+def eager_threads():
+    """Threads change places at every step, so that an interrupt may come at every one."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.mark.soak
-def test_an_interrupt_in_the_middle_of_an_append_loses_and_garbles_nothing(tmp_path, monkeypatch):
+def test_an_interrupt_in_the_middle_of_an_append_loses_and_garbles_nothing(tmp_path, monkeypatch, eager_threads):
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 1 << 12)
     journal = Journal(tmp_path, origin())
     is_over = threading.Event()
@@ -293,30 +302,31 @@ def test_an_interrupt_in_the_middle_of_an_append_loses_and_garbles_nothing(tmp_p
     def write(writer):
         numbers = itertools.count()
         while not is_over.is_set():
-            with contextlib.suppress(Interrupted):
-                try:
-                    for number in numbers:
-                        journal.append((records.EVENT, float(number), writer, "x" * (number * 37 % 900)))
-                        acknowledged[writer].append(number)
-                        if is_over.is_set():
-                            return
-                except Interrupted:
-                    caught.append(writer)
-                    raise
+            try:
+                for number in numbers:
+                    journal.append((records.EVENT, float(number), writer, "x" * (number * 37 % 900)))
+                    acknowledged[writer].append(number)
+                    if is_over.is_set():
+                        return
+            except Interrupted:
+                caught.append(writer)
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in ("interrupted", "left alone")]
     for thread in threads:
         thread.start()
-    target = scaled(20_000, at_least=300)
-    while len(caught) < target:
-        seen = len(caught)
-        assert interrupt(threads[0], Interrupted) == 1
-        # The next one follows when this one has arrived, so that none comes while another is being caught.
-        wait_until(lambda seen=seen: len(caught) > seen, interval_s=random.random() * 0.0005)
-    is_over.set()
-    for thread in threads:
-        thread.join()
-    journal.close()
+    target = scaled(5_000, at_least=300)
+    try:
+        for turn in range(target):
+            # Only while it writes again: none comes while another is being caught.
+            seen = len(acknowledged["interrupted"])
+            wait_until(lambda seen=seen: len(acknowledged["interrupted"]) > seen, interval_s=0.0001)
+            assert interrupt(threads[0], Interrupted) == 1
+            wait_until(lambda turn=turn: len(caught) > turn, interval_s=0.0001)
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+        journal.close()
 
     reader = JournalDirectory(tmp_path).take("owner")
     written = by_writer(read_all(reader))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import logging
 import mmap
@@ -9,6 +10,7 @@ import os
 import resource
 import signal
 import struct
+from pathlib import Path
 from zlib import crc32
 
 import pytest
@@ -142,6 +144,24 @@ def test_an_entry_may_fill_a_segment_to_its_last_byte(small_segments, journal, r
     assert numbers(reader.read(3 * SMALL)[0]) == [3]
 
 
+def test_what_is_appended_while_a_segment_is_read_is_not_passed_over(small_segments, journal, reader, monkeypatch):
+    read, counter = segments.read, iter(range(100))
+
+    def overtaken(path, offset):
+        data = read(path, offset)
+        for number in itertools.islice(counter, 10):
+            journal.append(note(number, 1000))
+        return data
+
+    monkeypatch.setattr(segments, "read", overtaken)
+    journal.append(note(-1))
+    found, position = [], 0
+    for _ in range(40):
+        entries, position = reader.read(position)
+        found += entries
+    assert numbers(found) == list(range(-1, 100))
+
+
 def test_a_missing_segment_is_passed_over(small_segments, journal, reader):
     for number in range(8):
         journal.append(note(number, SMALL // 2 + 1))
@@ -217,6 +237,39 @@ def test_a_signal_handler_may_append_in_the_middle_of_an_append(small_segments, 
     assert [number for number in found if number >= 1000] == list(range(1000, 1000 + count))
 
 
+class Interrupted(BaseException):
+    pass
+
+
+class InterruptedMapping(mmap.mmap):
+    """An interrupt comes when the entry is written, at the earliest moment at which the interpreter lets it in."""
+
+    def write(self, data):
+        super().write(data)
+        raise Interrupted
+
+
+def test_an_interrupt_with_the_return_of_a_write_neither_loses_nor_doubles_what_waited(small_segments, journal, reader, monkeypatch):
+    with full_disk():
+        for number in range(4):
+            journal.append(note(number))
+    allocate = segments.new_mapping
+
+    def interrupted(path, size):
+        allocate(path, size).close()
+        with path.open("r+b") as file:
+            return InterruptedMapping(file.fileno(), size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segments, "new_mapping", interrupted)
+        for _ in range(2):
+            with pytest.raises(Interrupted):
+                journal.retry()
+    journal.append(note(4))
+    assert journal.retry()
+    assert numbers(read_all(reader)[0]) == list(range(5))
+
+
 # The full disk
 
 
@@ -276,8 +329,8 @@ def test_a_journal_that_ends_while_the_disk_is_full_says_what_is_lost(small_segm
         journal.append(note(2, SMALL // 2))
         journal.close()
     assert "2 entries are lost" in caplog.text
-    assert numbers(read_all(reader)[0]) == [0]
     assert journal.retry()
+    assert numbers(read_all(reader)[0]) == [0], "what is said to be lost is not written later, when another may have removed the journal"
 
 
 def test_a_journal_that_ends_writes_what_waits(small_segments, journal, reader):
@@ -373,6 +426,35 @@ def test_the_remains_of_a_killed_process_are_swept_and_a_draft_in_the_making_is_
     assert {path.name for path in tmp_path.iterdir()} == {making.name, "host-1-abc"}
     lock.release(OWNER)
     lock.close()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("survives", range(4))
+def test_a_journal_that_is_half_removed_is_no_journal_any_more(tmp_path, monkeypatch, survives):
+    journal = Journal(tmp_path, origin())
+    journal.append(note(0))
+    journal.close()
+    reader = JournalDirectory(tmp_path).take("host-1-abc")
+    calls = []
+
+    def killed(path, **options):
+        calls.append(path)
+        if len(calls) > survives:
+            raise Killed
+        os.unlink(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        patch.setattr(Path, "rmdir", killed)
+        with pytest.raises(Killed):
+            reader.remove()
+    reader.release()
+    assert JournalDirectory(tmp_path).names() == []
+    Journal(tmp_path, origin("next")).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["next"]
 
 
 def test_whoever_makes_a_journal_begins_again_when_a_sweeper_comes_between(tmp_path, monkeypatch):
