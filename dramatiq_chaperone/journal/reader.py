@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -86,23 +87,20 @@ class JournalReader:
         """
         entries: Entries = []
         budget = max_bytes
+        # Asked before anything is read.  Once a segment has one after it, the owner writes nothing more into it.
+        numbers = segments.numbers(self.path)
         while budget > 0:
             number, offset = divmod(position, segments.SEGMENT_BYTES)
-            # Asked before the segment is read: what comes in between is for the next call.
-            following = self._following(number)
             more, used = segments.decode(segments.read(segments.segment_path(self.path, number), offset), max_bytes=budget)
             entries += more
             position += used
             budget -= used
             if budget > 0:
-                if following is None:
+                following = bisect_right(numbers, number)
+                if following == len(numbers):
                     break
-                position = following * segments.SEGMENT_BYTES
+                position = numbers[following] * segments.SEGMENT_BYTES
         return entries, position
-
-    def _following(self, number: int) -> int | None:
-        """The segment after this one; once it is there, the owner writes nothing more before it."""
-        return next((n for n in segments.numbers(self.path) if n > number), None)
 
     def free(self, position: int) -> None:
         """Delete the segments that lie wholly before *position*."""
