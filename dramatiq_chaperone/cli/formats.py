@@ -69,6 +69,12 @@ def clock(at: datetime | None, zone: tzinfo | None = None) -> str:
     return NOTHING if at is None else at.astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock_near(at: datetime | None, now: datetime, zone: tzinfo | None = None) -> str:
+    """The same, without the date on the day of *now*."""
+    text = clock(at, zone)
+    return text.removeprefix(f"{now.astimezone(zone):%Y-%m-%d} ")
+
+
 def clock_ms(at: datetime | None, zone: tzinfo | None = None) -> str:
     """The time of day in the reader's zone, to the millisecond."""
     if at is None:

@@ -20,28 +20,28 @@ _PAYLOAD_CHARS: Final = 600
 JOB_COLUMNS: Final = (
     Column("Job", is_firm=True),
     Column("Actor"),
-    Column("Queue"),
+    Column("Queue", is_extra=True),
     Column("Status", is_firm=True),
     Column("Run", is_number=True),
     Column("Sent", is_firm=True),
-    Column("Waited", is_number=True),
+    Column("Waited", is_number=True, is_extra=True),
     Column("Took", is_number=True),
     Column("Progress", is_number=True),
-    Column("Memory", is_number=True),
-    Column("Worker"),
+    Column("Memory", is_number=True, is_extra=True),
+    Column("Worker", is_extra=True),
 )
 
 
 def job_row(job: Row, now: datetime, *, is_short: bool) -> tuple[str, ...]:
-    """A job in a list.  *is_short*: for a terminal, with a short id."""
-    job_id = str(job["job_id"])
+    """A job in a list.  *is_short*: for a terminal, with a short id and no date of today."""
+    job_id, sent = str(job["job_id"]), job["enqueued_at"] or job["created_at"]
     return (
         formats.short_id(job_id) if is_short else job_id,
         formats.text(job["actor_name"]),
         formats.text(job["queue"]),
         str(job["status"]),
         str(job["attempt"]),
-        formats.clock(job["enqueued_at"] or job["created_at"]),
+        formats.clock_near(sent, now) if is_short else formats.clock(sent),
         formats.seconds(waited_s(job, now)),
         formats.seconds(took_s(job, now)),
         formats.percent(job["progress"]),

@@ -14,6 +14,8 @@ from .formats import as_data
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+#: What rich puts around each cell.
+_GAP = 3
 #: The colour of a state, wherever it is shown.
 STATUS_STYLES = {
     "pending": "yellow",
@@ -35,6 +37,8 @@ class Column(NamedTuple):
     is_number: bool = False
     #: Is never cut short on a narrow terminal.
     is_firm: bool = False
+    #: Is left out on a terminal that is too narrow for all; the last one first.
+    is_extra: bool = False
 
 
 def is_terminal() -> bool:
@@ -57,10 +61,23 @@ def write_json(data: object) -> None:
 def write_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, styles: dict[str, str] | None = None) -> None:
     """A table with a line of titles.  *styles* colours whole cells by their text."""
     if is_terminal():
-        console().print(rich_table(columns, rows, styles=styles))
+        screen = console()
+        shown = fitting(columns, rows, screen.width)
+        cells = [[row[place] for place in shown] for row in rows]
+        screen.print(rich_table([columns[place] for place in shown], cells, styles=styles))
     else:
         for line in plain_table(columns, rows):
             click.echo(line)
+
+
+def fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The places of those columns that fit into *width* characters side by side; only extra ones are left out."""
+    needed = [max(len(text) for text in (column.title, *(row[place] for row in rows))) + _GAP for place, column in enumerate(columns)]
+    shown = list(range(len(columns)))
+    for place in reversed(range(len(columns))):
+        if sum(needed[each] for each in shown) > width and columns[place].is_extra:
+            shown.remove(place)
+    return shown
 
 
 def plain_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -62,7 +62,7 @@ WORKER_COLUMNS = (
     Column("CPU", is_number=True),
     Column("Runs", is_number=True),
     Column("Failed", is_number=True),
-    Column("Queues"),
+    Column("Queues", is_extra=True),
 )
 
 

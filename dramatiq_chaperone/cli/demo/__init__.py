@@ -100,6 +100,7 @@ class _Demo:
             self._reader.close()
 
     def _watch(self) -> None:
+        from .processes import DemoError
         from .screen import summary
 
         self._began = time.monotonic()
@@ -112,7 +113,10 @@ class _Demo:
         elapsed_s = self._elapsed_s
         click.echo("Ending what runs ...")
         self._stage.stop()
-        for text in summary(self._look(), elapsed_s=elapsed_s):
+        snapshot = self._look()
+        if self._reader.error is not None and self._asked.number is None:
+            raise DemoError(f"The workers wrote nothing to their store: {self._reader.error}{self._stage.tail('worker')}")
+        for text in summary(snapshot, elapsed_s=elapsed_s):
             click.echo(text)
 
     def _boot(self) -> bool:

@@ -79,7 +79,7 @@ class Stage:
         while self._log("worker").count(READY) < self._processes:
             self.check()
             if time.monotonic() > deadline:
-                raise DemoError(f"The worker did not boot within {BOOT_S:.0f} s.{self._tail('worker')}")
+                raise DemoError(f"The worker did not boot within {BOOT_S:.0f} s.{self.tail('worker')}")
             yield ""
         yield "Sending it the sources of this Python installation"
         self._start("feed", str(app_folder() / "feed.py"))
@@ -88,7 +88,7 @@ class Stage:
         """Raise DemoError when one of the processes has ended."""
         for name, process in self._running.items():
             if process.poll() is not None:
-                raise DemoError(f"The {name} process has ended with code {process.returncode}.{self._tail(name)}")
+                raise DemoError(f"The {name} process has ended with code {process.returncode}.{self.tail(name)}")
         if self._server is not None and not self._server.is_running():
             raise DemoError("Valkey has ended.")
 
@@ -174,7 +174,8 @@ class Stage:
     def _log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def _tail(self, name: str) -> str:
+    def tail(self, name: str) -> str:
+        """The end of a process's log, to be put after a message."""
         lines = self._log(name).splitlines()[-LOG_LINES:]
         return "".join(f"\n  {line}" for line in ["The end of its log:", *lines])
 

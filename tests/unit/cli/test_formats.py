@@ -53,6 +53,12 @@ def test_times_are_in_the_zone_of_the_reader() -> None:
     assert formats.clock_ms(NOON + timedelta(microseconds=4_999), india) == "17:30:00.004"
 
 
+def test_the_date_of_today_goes_without_saying() -> None:
+    assert formats.clock_near(NOON, NOON, UTC) == "12:00:00"
+    assert formats.clock_near(NOON - timedelta(days=1), NOON, UTC) == "2026-01-30 12:00:00"
+    assert formats.clock_near(None, NOON, UTC) == "–"
+
+
 def test_how_long_ago() -> None:
     assert formats.ago(NOON, NOON + timedelta(minutes=2)) == "2 m 0 s ago"
     assert formats.ago(NOON, NOON - timedelta(seconds=3)) == "in 3.0 s"
