@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -239,10 +240,42 @@ def put(store: Store, columns: Columns, rows: list[list[Any]], statement: str) -
     if store.key_type != "id":
         rows = [[*row, store.new_key()] for row in rows]
     if store.kind == "sqlite":
-        store.execute_many(statement, _sqlite_rows(columns, rows))
+        store.execute_many(statement, _with_iso_times(columns, rows))
         return
     for first in range(0, len(rows), _CHUNK_ROWS):
-        _put_json(store, rows[first : first + _CHUNK_ROWS], statement)
+        chunk = rows[first : first + _CHUNK_ROWS]
+        if statements.ROWS in statement:
+            _put_literals(store, columns, chunk, statement)
+        else:
+            _put_json(store, chunk, statement)
+
+
+_encode_row: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+#: Escapes that JSON has and MySQL does not know.
+_ESCAPE: Final = re.compile(r"\\(?:u([0-9a-f]{4})|(.))", re.DOTALL)
+
+
+def _put_literals(store: Store, columns: Columns, rows: list[list[Any]], statement: str) -> None:
+    """Write rows as literals: what JSON makes of a value is one for MySQL too, strings in double quotes included."""
+    parts = [_encode_row(row) for row in _with_iso_times(columns, rows, suffix="")]
+    text = "(" + "),(".join([part[1:-1] for part in parts]) + ")"
+    if len(text) > _CHUNK_CHARACTERS and len(rows) > 1:
+        middle = len(rows) // 2
+        _put_literals(store, columns, rows[:middle], statement)
+        _put_literals(store, columns, rows[middle:], statement)
+        return
+    if not text.isascii():
+        text.encode()
+    if "\\u" in text or "\\f" in text:
+        text = _ESCAPE.sub(_unescaped, text)
+    store.execute_literals(statement, statements.ROWS, text)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    code, character = match.groups()
+    if code is not None:
+        return chr(int(code, 16)) if code != "0000" else "\ufffd"
+    return "\f" if character == "f" else match.group()
 
 
 def _put_json(store: Store, rows: list[list[Any]], statement: str) -> None:
@@ -259,7 +292,7 @@ def _put_json(store: Store, rows: list[list[Any]], statement: str) -> None:
     store.execute(statement, (text,))
 
 
-def _sqlite_rows(columns: Columns, rows: list[list[Any]]) -> list[list[Any]]:
+def _with_iso_times(columns: Columns, rows: list[list[Any]], *, suffix: str = "+00:00") -> list[list[Any]]:
     times = [position for position, (_, type_) in enumerate(columns) if type_ == "time"]
     converted = []
     for row in rows:
@@ -267,7 +300,7 @@ def _sqlite_rows(columns: Columns, rows: list[list[Any]]) -> list[list[Any]]:
         for position in times:
             at = row[position]
             if at is not None:
-                row[position] = iso(at)
+                row[position] = iso(at, suffix)
         converted.append(row)
     return converted
 
@@ -275,7 +308,7 @@ def _sqlite_rows(columns: Columns, rows: list[list[Any]]) -> list[list[Any]]:
 _seconds: dict[int, str] = {}
 
 
-def iso(at: float) -> str:
+def iso(at: float, suffix: str = "+00:00") -> str:
     """A time as SQLite stores it: ISO text of fixed width, in UTC."""
     micros = round(at * 1_000_000)
     second, micro = divmod(micros, 1_000_000)
@@ -284,7 +317,7 @@ def iso(at: float) -> str:
         if len(_seconds) > 4096:
             _seconds.clear()
         text = _seconds[second] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{text}.{micro:06}+00:00"
+    return f"{text}.{micro:06}{suffix}"
 
 
 def unix_time(value: Any) -> float | None:

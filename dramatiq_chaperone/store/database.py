@@ -149,6 +149,12 @@ class Connections:
         with self.translated():
             self.database.connection().executemany(self.sql(text), rows)
 
+    def execute_literals(self, text: str, mark: str, literals: str) -> None:
+        """Run a statement of MySQL in which literals stand for *mark*."""
+        statement = self.sql(text).replace(mark, literals.replace("%", "%%"))
+        with self.translated():
+            self.database.execute_sql(statement, ())
+
     def rows(self, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a query; returns all rows."""
         with self.translated():

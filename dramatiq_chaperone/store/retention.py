@@ -57,7 +57,7 @@ def prune(store: Store, settings: RetentionSettings, *, now: float | None = None
     if settings.retention_failed:
         yield from _open_jobs(store, now - settings.retention_failed * DAY_S, now - _SILENT_S)
     if settings.dlq_retention_days:
-        yield from _rows(store, "dead_letter_jobs", "failed_at < ?", (_at(store, now - settings.dlq_retention_days * DAY_S),))
+        yield from _rows(store, "dead_letter_jobs", "failed_at < ?", (_at(store, now - settings.dlq_retention_days * DAY_S),), "failed_at")
     for table, column, days in (
         ("events", "created_at", EVENTS_DAYS),
         ("open_runs", "created_at", EVENTS_DAYS),
@@ -66,9 +66,9 @@ def prune(store: Store, settings: RetentionSettings, *, now: float | None = None
         ("flushes", "updated_at", FLUSH_DAYS),
         ("audit_log", "created_at", 365),
     ):
-        yield from _rows(store, table, f"{column} < ?", (_at(store, now - days * DAY_S),))
+        yield from _rows(store, table, f"{column} < ?", (_at(store, now - days * DAY_S),), column)
     old = _at(store, now - WORKER_DAYS * DAY_S)
-    yield from _rows(store, "workers", "updated_at < ?", (old,))
+    yield from _rows(store, "workers", "updated_at < ?", (old,), "updated_at")
     yield from _rows(store, "resource_violations", "created_at < ? AND supervised_job_id IS NULL", (_at(store, now - EVENTS_DAYS * DAY_S),))
 
 
@@ -91,19 +91,19 @@ def _open_jobs(store: Store, before: float, heard_since: float) -> Iterator[tupl
         yield from _rows(store, "supervised_jobs", condition, values)
 
 
-def _rows(store: Store, table: str, condition: str, values: Sequence[Any]) -> Iterator[tuple[str, int]]:
-    """Batch after batch until none is left."""
+def _rows(store: Store, table: str, condition: str, values: Sequence[Any], order: str = "created_at") -> Iterator[tuple[str, int]]:
+    """Batch after batch until none is left; *order* is the column whose index leads to them."""
     while True:
-        count = store.transact(lambda: _batch(store, table, condition, values))
+        count = store.transact(lambda: _batch(store, table, condition, values, order))
         if count:
             yield table, count
         if count < BATCH:
             return
 
 
-def _batch(store: Store, table: str, condition: str, values: Sequence[Any]) -> int:
+def _batch(store: Store, table: str, condition: str, values: Sequence[Any], order: str) -> int:
     # By key and in order: writers lock rows by job, never a range.
-    keys = [key for (key,) in store.rows(f"SELECT id FROM {{{table}}} WHERE {condition} LIMIT {BATCH}", values)]
+    keys = [key for (key,) in store.rows(f"SELECT id FROM {{{table}}} WHERE {condition} ORDER BY {order} LIMIT {BATCH}", values)]
     if keys:
         marks = ", ".join("?" for _ in keys)
         store.execute(f"DELETE FROM {{{table}}} WHERE id IN ({marks}) AND {condition}", (*sorted(keys), *values))

@@ -53,7 +53,9 @@ def test_ages(store: Store, make_settings: Callable[..., StoreSettings]) -> None
 
 def test_what_a_live_worker_claims_stays(store: Store, make_settings: Callable[..., StoreSettings]) -> None:
     fill(store)
-    Process(store, "host-1-aaaa").store.apply(Process(store).origin, [(records.BEAT, NOW + 31 * DAY, 5, 1, 1.0, 0, 0)], start=30, end=40)
+    Process(store, "host-1-aaaa").store.apply(
+        Process(store).origin, [(records.BEAT, NOW + 31 * DAY, 5, 1, 1.0, 0, 0, None)], start=30, end=40
+    )
     prune(store, make_settings(), 31)
     assert jobs(store) == {"claimed"}
 
