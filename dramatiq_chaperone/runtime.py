@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +35,7 @@ from .supervision.stopping import Interrupter
 if TYPE_CHECKING:
     from dramatiq import Broker, Worker
 
-    from .control.courier import Courier
+    from .store.turns import StoreTurns
     from .store.writer import WriteBehind
 
 logger = logging.getLogger("dramatiq_chaperone")
@@ -105,6 +106,8 @@ class Runtime:
                 self._sending = _Process(self._settings, self._broker)
                 self._sender = self._sending.sender
                 self._sending.start()
+                if multiprocessing.parent_process() is not None:  # whose children end without the handlers of atexit
+                    Finalize(None, _close_all, exitpriority=10)
             return self._sender
 
     def close(self) -> None:
@@ -250,7 +253,7 @@ class _WorkerProcess(_Process):
         self.interrupter.adopt(broker.middleware)
         for actor in list(broker.actors.values()):
             self.execution.wrap(actor)
-        self._courier: Courier | None = None
+        self._duties: StoreTurns | None = None
         self._answered: deque[str] = deque(maxlen=1000)
         self.commands = CommandRunner(lambda: [(job.job_id, slot.ident) for slot, job in self.running.running()])
         self.sampler = Sampler(
@@ -287,11 +290,14 @@ class _WorkerProcess(_Process):
         self.consider_writing(now)
 
     def start_writing(self) -> WriteBehind:
-        """Where no watcher brings the commands, this process asks for them."""
+        """Where there is no watcher, this process has its duties too."""
         from .control.courier import Courier
+        from .monitor import Monitor
+        from .store.turns import StoreTurns
 
-        self._courier = Courier(self.settings, lambda: [self.journal.origin.worker_id], self.run_command)
-        self._courier.start()
+        own = self.journal.origin.worker_id
+        self._duties = StoreTurns(self.settings, [Courier(lambda: [own], self.run_command), Monitor(self.settings, own)])
+        self._duties.start()
         return super().start_writing()
 
     def run_command(self, command: records.Command) -> None:
@@ -305,8 +311,8 @@ class _WorkerProcess(_Process):
     def stop(self) -> None:
         """Stop in the reverse order, and say that it was on purpose."""
         self.sampler.stop()
-        if self._courier is not None:
-            self._courier.stop()
+        if self._duties is not None:
+            self._duties.stop()
         self.execution.unwrap(self._broker)
         self.interrupter.restore()
         origin = self.journal.origin

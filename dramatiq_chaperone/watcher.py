@@ -12,10 +12,13 @@ import time
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
+from . import host
 from .control.courier import Courier
 from .journal import JournalDirectory
+from .monitor import Monitor
 from .records import Command
 from .settings import Settings
+from .store.turns import StoreTurns
 from .store.writer import WriteBehind
 
 logger = logging.getLogger("dramatiq_chaperone.watcher")
@@ -36,7 +39,7 @@ class Watcher:
         self._master = master
         self._directory = JournalDirectory(settings.journal_dir)
         self._writer = WriteBehind(self._directory, settings, takes=lambda name: True)
-        self._courier = Courier(settings, self._workers, self._deliver)
+        self._duties = StoreTurns(settings, [Courier(self._workers, self._deliver), Monitor(settings, host.new_worker_id())])
         self._told: dict[str, list[tuple[float, Command]]] = {}
         self._is_asked_to_stop = False
 
@@ -45,7 +48,7 @@ class Watcher:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._ask)
         self._writer.start()
-        self._courier.start()
+        self._duties.start()
         asked_at: float | None = None
         while self._master.is_alive():
             if self._is_asked_to_stop:
@@ -53,7 +56,7 @@ class Watcher:
                 if not self._siblings() or time.monotonic() - asked_at > PATIENCE_S:
                     break
             time.sleep(TURN_S)
-        self._courier.stop()
+        self._duties.stop()
         self._writer.stop(timeout_s=DRAIN_S)
         self._writer.finish(timeout_s=DRAIN_S)
         return 0

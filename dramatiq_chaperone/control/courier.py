@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from ..errors import StoreError
 from ..records import Command
-from ..service import Service
-from ..store import commands, open_store
-
-if TYPE_CHECKING:
-    from ..settings import Settings
-    from ..store import Store
+from ..store import Store, commands
 
 
-class Courier(Service):
-    """Claims the commands for *targets* once a second, and delivers them.
+class Courier:
+    """Claims the commands for *targets* and delivers them; a duty of :class:`~dramatiq_chaperone.store.turns.StoreTurns`.
 
     Parameters:
       targets: the worker_ids to ask for, asked anew each turn.
       deliver: called with each command, once.
     """
 
-    name = "commands"
+    def __init__(self, targets: Callable[[], Sequence[str]], deliver: Callable[[Command], None]) -> None:
+        self._targets, self._deliver = targets, deliver
 
-    def __init__(self, settings: Settings, targets: Callable[[], Sequence[str]], deliver: Callable[[Command], None]) -> None:
-        super().__init__(interval_s=1.0)
-        self._settings, self._targets, self._deliver = settings, targets, deliver
-        self._store: Store | None = None
-
-    def run_once(self) -> None:
-        """One turn; a store that is away is the writer's to report."""
-        targets = self._targets()
-        if not targets:
-            return
-        try:
-            if self._store is None:
-                self._store = open_store(self._settings, create=False)
-            found = commands.claim(self._store, targets)
-        except StoreError:
-            self._store = None
-            return
-        for command in found:
+    def turn(self, store: Store) -> None:
+        """Claim and deliver what is there."""
+        for command in commands.claim(store, self._targets()):
             self._deliver(command)
 
-    def drain(self) -> None:
-        """Close the connection."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+    def leave(self, store: Store) -> None:
+        """Nothing is held: a command that was not claimed waits for another, or expires."""

@@ -1,0 +1,58 @@
+"""Everything that a process asks of the store once a second, over one connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ..errors import StoreError
+from ..service import Service
+from . import Store, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from . import StoreSettings
+
+
+class Duty(Protocol):
+    """One thing to ask or do."""
+
+    def turn(self, store: Store) -> None:
+        """Once a second.  May raise StoreError."""
+
+    def leave(self, store: Store) -> None:
+        """At the end.  May raise StoreError."""
+
+
+class StoreTurns(Service):
+    """Takes the turns of *duties* once a second.  A store that is away is not reported here: the writer does that."""
+
+    name = "duties"
+
+    def __init__(self, settings: StoreSettings, duties: Sequence[Duty]) -> None:
+        super().__init__(interval_s=1.0)
+        self._settings, self._duties = settings, duties
+        self._store: Store | None = None
+
+    def run_once(self) -> None:
+        """One turn of each."""
+        try:
+            if self._store is None:
+                self._store = open_store(self._settings, create=False)
+            for duty in self._duties:
+                duty.turn(self._store)
+        except StoreError:
+            self._store = None
+
+    def drain(self) -> None:
+        """Let each take its leave, and close the connection."""
+        store, self._store = self._store, None
+        if store is None:
+            return
+        try:
+            for duty in self._duties:
+                duty.leave(store)
+        except StoreError:
+            return  # what they hold runs out by itself
+        finally:
+            store.close()
