@@ -13,6 +13,7 @@ from ..service import Service, internal_error
 from . import Store, open_store
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
     from typing import Protocol
 
@@ -104,6 +105,13 @@ class WriteBehind(Service):
     def forked(self) -> None:
         """The parent's locks are not ours; the store renews its connection by itself."""
         self._held = {}
+
+    def _run(self, stop: threading.Event, wake: threading.Event) -> None:
+        try:
+            super()._run(stop, wake)
+        finally:
+            if self._store is not None:
+                self._store.close()  # the connection is this thread's, and nobody else's
 
     def finish(self, *, timeout_s: float) -> bool:
         """Write all there is, within *timeout_s*, and give every journal up.  For when the thread has been stopped.

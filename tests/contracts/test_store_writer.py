@@ -1,0 +1,167 @@
+"""WriteBehind: real journals of real processes, brought into the store."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dramatiq_chaperone import records
+from dramatiq_chaperone.journal import Journal, JournalDirectory
+from dramatiq_chaperone.store import Store, counters, queries, upgrade
+from dramatiq_chaperone.store.writer import WriteBehind
+from tests.contracts.conftest import NOW, StoreSettings, booted, drop_tables, ended, enqueued, origin, started, totals
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., StoreSettings]) -> Any:
+    return make_settings()
+
+
+@pytest.fixture
+def read(settings: StoreSettings) -> Any:
+    """The store, for looking; its tables are dropped at the end."""
+    store = Store(settings)
+    yield store
+    drop_tables(store)
+    store.close()
+
+
+def writer(folder: Path, settings: StoreSettings, **more: Any) -> WriteBehind:
+    return WriteBehind(JournalDirectory(folder), settings, takes=lambda name: True, **more)
+
+
+def live_and_die(folder: Path, name: str, jobs: int, finished: int, stops: bool) -> None:
+    journal = Journal(folder, origin(name))
+    journal.append(booted())
+    for n in range(jobs):
+        journal.append(enqueued(f"{name}-{n}"))
+        journal.append(started(f"{name}-{n}", f"{name}-run-{n}"))
+        if n < finished:
+            journal.append(ended(f"{name}-{n}", f"{name}-run-{n}"))  # type: ignore[arg-type]
+    if stops:
+        journal.append((records.WORKER_STOPPED, NOW))
+        journal.close()
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def process(*arguments: Any) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=live_and_die, args=arguments)
+    child.start()
+    child.join(60)
+
+
+def test_a_dead_workers_journal(read: Store, settings: StoreSettings, tmp_path: Path) -> None:
+    process(tmp_path, "host-1-dead", 3000, 2990, False)
+    process(tmp_path, "host-2-done", 10, 10, True)
+    assert writer(tmp_path, settings, exit_of=lambda worker_id: (-9, "SIGKILL")).finish(timeout_s=60)
+    jobs = queries.status_summary(read)["jobs"]
+    assert (jobs["completed"], jobs["lost"]) == (3000, 10)
+    assert {row["worker_id"]: row["status"] for row in queries.list_workers(read)} == {"host-1-dead": "lost", "host-2-done": "stopped"}
+    assert totals(read, counters.RUNS) == {"succeeded": 3000, "lost": 10}
+    assert JournalDirectory(tmp_path).names() == []
+
+
+def test_as_a_service(read: Store, settings: StoreSettings, tmp_path: Path) -> None:
+    journal = Journal(tmp_path, origin())
+    service = writer(tmp_path, settings, interval_s=0.05)
+    service.start()
+    try:
+        journal.append(enqueued())
+        wait_until(lambda: _status(read) == "pending", timeout_s=30)
+        journal.append(started())
+        journal.append(ended())
+        wait_until(lambda: _status(read) == "completed", timeout_s=30)
+        assert list(service.held()) == [journal.origin.worker_id]
+    finally:
+        assert service.stop(timeout_s=30)
+        assert service.finish(timeout_s=30)
+        journal.close()
+    assert service.held() == {}
+
+
+def test_one_writer_after_another(read: Store, settings: StoreSettings, tmp_path: Path) -> None:
+    journal = Journal(tmp_path, origin())
+    for n in range(5):
+        journal.append(enqueued(f"j{n}"))
+        journal.append(started(f"j{n}", f"r{n}"))
+        journal.append(ended(f"j{n}", f"r{n}"))
+        assert writer(tmp_path, settings).finish(timeout_s=30)
+    journal.close()
+    assert totals(read, counters.JOBS) == {"completed": 5}
+
+
+def _status(store: Store) -> str | None:
+    try:
+        rows = store.rows("SELECT status FROM {supervised_jobs}")
+    except Exception:
+        return None
+    return rows[0][0] if rows else None
+
+
+def test_gently(read: Store, settings: StoreSettings, tmp_path: Path) -> None:
+    journal = Journal(tmp_path, origin(role="producer"))
+    service = writer(tmp_path, settings, gentle=True)
+    service.run_once()
+    for n in range(5000):
+        journal.append(enqueued(f"j{n}"))
+    service.run_once()
+    busy = read.rows("SELECT COUNT(*) FROM {supervised_jobs}")[0][0]
+    assert busy < 5000  # something was sent since the turn before
+    wait_until(lambda: service.run_once() or read.rows("SELECT COUNT(*) FROM {supervised_jobs}") == [(5000,)], timeout_s=30)
+    service.finish(timeout_s=30)
+    journal.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+def test_until_somebody_upgrades(settings: StoreSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unasked = replace(settings, auto_migrate=False)
+    journal = Journal(tmp_path, origin())
+    journal.append(enqueued())
+    service = writer(tmp_path, unasked)
+    with caplog.at_level(logging.WARNING, logger="dramatiq_chaperone"):
+        for _ in range(3):
+            service._try_again_at = 0.0
+            service.run_once()
+        assert [record.message.count("chaperone db upgrade") > 0 for record in caplog.records] == [True]
+    upgrade(unasked)
+    read = Store(unasked)
+    try:
+        assert service.finish(timeout_s=30)
+        assert _status(read) == "pending"
+    finally:
+        drop_tables(read)
+        read.close()
+        journal.close()
+
+
+def test_the_server_goes_away_and_comes_back(postgres_server: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = StoreSettings(postgres_server.url)
+    journal = Journal(tmp_path, origin())
+    service = writer(tmp_path, settings, interval_s=0.05)
+    service.run_once()
+    postgres_server.stop()
+    journal.append(enqueued())
+    journal.append(started())
+    with caplog.at_level(logging.WARNING, logger="dramatiq_chaperone"):
+        for _ in range(3):
+            service._try_again_at = 0.0
+            service.run_once()
+        postgres_server.restart() if hasattr(postgres_server, "restart") else postgres_server.start()
+        assert service.finish(timeout_s=60)
+    journal.close()
+    said = [record.message for record in caplog.records]
+    assert [" is away" in message for message in said] == [True, False]
+    assert "is back" in said[1]
+    store = Store(settings)
+    assert _status(store) == "running"
+    store.close()
