@@ -68,20 +68,19 @@ class Chaperone(Middleware):
             self._guarded(execution.wrap, actor)
 
     def _place(self, broker: Broker) -> None:
-        """Observer first, gate last, always in a new list: changing the one in use makes Dramatiq miss hooks."""
+        """Observer first, and in a worker the gate last; always in a new list: changing the one in use makes Dramatiq miss hooks."""
         if broker is self._broker:
             return
         if any(isinstance(entry, Chaperone) and entry is not self for entry in broker.middleware):
             raise SettingsError("This broker already has a Chaperone; add it once.", field=None)
         self._broker = broker
-        self._arrange(broker)
+        broker.middleware = [self, *self._others(broker)]
         if self.settings.enabled:
             self._runtime = Runtime(self.settings, broker)
             self._default_retries(broker)
 
-    def _arrange(self, broker: Broker) -> None:
-        others = [entry for entry in broker.middleware if entry is not self and entry is not self.gate]
-        broker.middleware = [self, *others, self.gate]
+    def _others(self, broker: Broker) -> list[Middleware]:
+        return [entry for entry in broker.middleware if entry is not self and entry is not self.gate]
 
     def _default_retries(self, broker: Broker) -> None:
         """Dramatiq's Retries stays the only retry loop; it takes our numbers only where the user has set them."""
@@ -101,7 +100,7 @@ class Chaperone(Middleware):
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         self._place(broker)
         if self._runtime is not None:
-            self._arrange(broker)
+            broker.middleware = [self, *self._others(broker), self.gate]
             self._guarded(self._runtime.start_worker, worker, expects_watcher=self._has_booted_by_cli and self.settings.watcher)
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:

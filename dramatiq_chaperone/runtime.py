@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -46,6 +47,8 @@ WATCHER_GRACE_S: Final = 60.0
 WATCHER_GRACE_SEGMENTS: Final = 16
 #: How long a producer leaves its journal to a watcher of the same host before it writes itself, in seconds.
 PRODUCER_GRACE_S: Final = 2.0
+#: A fork waits at most so long for an import to end, in seconds.
+IMPORT_S: Final = 5.0
 #: The last writes of a process may take this long, in seconds.
 DRAIN_S: Final = 10.0
 
@@ -57,6 +60,7 @@ class Runtime:
     a worker.  After a fork nothing of the parent's is used.
 
     Attributes:
+      enqueued: called with each message that has reached the broker; bound to whoever records it now, for each call counts.
       execution: the worker's part, None in a producer.
     """
 
@@ -64,18 +68,11 @@ class Runtime:
         self._settings = settings
         self._broker = broker
         self._lock = threading.Lock()
-        self._sender: Sender | None = None
+        self.enqueued: Callable[[Any], None] = self._first_enqueued
         self._sending: _Process | None = None
         self._working: _WorkerProcess | None = None
         self.execution: Execution | None = None
         _runtimes.add(self)
-
-    def enqueued(self, message: Any) -> None:
-        """A message has reached the broker."""
-        sender = self._sender
-        if sender is None:
-            sender = self._become_producer()
-        sender.enqueued(message)
 
     def start_worker(self, worker: Worker, *, expects_watcher: bool) -> None:
         """Begin to supervise what *worker* runs."""
@@ -83,7 +80,7 @@ class Runtime:
             if self._working is not None:
                 return
             working = self._working = _WorkerProcess(self._settings, self._broker, worker, expects_watcher=expects_watcher)
-            self._sender, self.execution = working.sender, working.execution
+            self.enqueued, self.execution = working.sender.enqueued, working.execution
 
     def worker_booted(self) -> None:
         """The worker's threads run."""
@@ -95,33 +92,38 @@ class Runtime:
         with self._lock:
             working, self._working = self._working, None
             if working is not None:
-                self._sender = self._sending.sender if self._sending is not None else None
+                self.enqueued = self._first_enqueued if self._sending is None else self._sending.sender.enqueued
                 self.execution = None
                 working.stop()
                 finish_events()
 
-    def _become_producer(self) -> Sender:
+    def _first_enqueued(self, message: Any) -> None:
+        """The first message makes a producer of the process."""
         with self._lock:
-            if self._sender is None:
+            if self._sending is None:
                 self._sending = _Process(self._settings, self._broker)
-                self._sender = self._sending.sender
                 self._sending.start()
                 if multiprocessing.parent_process() is not None:  # whose children end without the handlers of atexit
                     Finalize(None, _close_all, exitpriority=10)
-            return self._sender
+            if self._working is None:
+                self.enqueued = self._sending.sender.enqueued
+            sender = self._sending.sender
+        sender.enqueued(message)
 
     def close(self) -> None:
         """Stop whatever runs, and bring what was written to the store.  The next message begins anew."""
         self.stop_worker()
         with self._lock:
-            sending, self._sending, self._sender = self._sending, None, None
+            sending, self._sending = self._sending, None
+            self.enqueued = self._first_enqueued
         if sending is not None:
             sending.stop()
 
     def forked(self) -> None:
         """Forget everything: it is the parent's."""
         self._lock = threading.Lock()
-        self._sender = self._sending = self._working = self.execution = None
+        self._sending = self._working = self.execution = None
+        self.enqueued = self._first_enqueued
 
     @staticmethod
     def announce(settings: Settings) -> None:
@@ -154,9 +156,29 @@ def _forget_all() -> None:
         runtime.forked()
 
 
+#: Held while the store is imported, and while this process forks: an import that a fork cuts in two can never end in the
+#: child, which would wait for it at its own exit.
+_importing = threading.RLock()
+
+
+def _before_fork() -> None:
+    _importing.acquire(timeout=IMPORT_S)
+
+
+def _forked_in_parent() -> None:
+    with contextlib.suppress(RuntimeError):  # it was not to be had in time
+        _importing.release()
+
+
+def _forked_in_child() -> None:
+    global _importing
+    _importing = threading.RLock()
+    _forget_all()
+
+
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(before=_before_fork, after_in_parent=_forked_in_parent, after_in_child=_forked_in_child)
 
 
 class _Process:
@@ -211,7 +233,8 @@ class _Process:
 
     def _write_here(self) -> WriteBehind:
         """The store is only imported where somebody has to write."""
-        from .store.writer import WriteBehind
+        with _importing:
+            from .store.writer import WriteBehind
 
         own, directory = self.journal.origin.worker_id, JournalDirectory(self.settings.journal_dir)
         self._writer = WriteBehind(
@@ -291,9 +314,10 @@ class _WorkerProcess(_Process):
 
     def start_writing(self) -> WriteBehind:
         """Where there is no watcher, this process has its duties too."""
-        from .control.courier import Courier
-        from .monitor import Monitor
-        from .store.turns import StoreTurns
+        with _importing:
+            from .control.courier import Courier
+            from .monitor import Monitor
+            from .store.turns import StoreTurns
 
         own = self.journal.origin.worker_id
         self._duties = StoreTurns(self.settings, [Courier(lambda: [own], self.run_command), Monitor(self.settings, own)])

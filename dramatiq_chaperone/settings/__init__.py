@@ -27,7 +27,7 @@ __all__ = ["SettingRow", "Settings", "bound", "default_state_dir", "mask_url"]
 #: The tables whose names cannot be set one by one.
 _OTHER_TABLES: Final = (
     *("workers", "queues", "commands", "events", "alerts", "alert_deliveries", "silences"),
-    *("counters", "rollups", "flushes", "leases", "audit_log"),
+    *("counters", "rollups", "open_runs", "flushes", "leases", "audit_log"),
 )
 
 

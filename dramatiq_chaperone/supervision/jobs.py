@@ -57,38 +57,25 @@ class Job:
       phase: what was last reported as such.
     """
 
-    __slots__ = (
-        "_kept_at",
-        "_looks",
-        "_metadata",
-        "_recorder",
-        "_reports",
-        "_source",
-        "actor_name",
-        "cpu_exact",
-        "cpu_started",
-        "current",
-        "ended",
-        "ident",
-        "is_async",
-        "is_cancelled",
-        "is_dirty",
-        "is_shared",
-        "job_id",
-        "last_heartbeat",
-        "memory_peak",
-        "phase",
-        "process_cpu_started",
-        "queue",
-        "retries",
-        "run_id",
-        "sample",
-        "started",
-        "started_at",
-        "thread",
-        "timeout_s",
-        "total",
-    )
+    # What most runs never change stands here: a job is made for each message, and each assignment counts.
+    ended: float | None = None
+    timeout_s: float | None = None
+    cpu_exact: float | None = None
+    process_cpu_started: float = 0.0
+    is_cancelled = False
+    is_shared = False
+    is_dirty = False
+    memory_peak: int | None = None
+    sample: JobSample | None = None
+    current: float | None = None
+    total: float | None = None
+    phase: str | None = None
+    last_heartbeat: float | None = None
+    _metadata: dict[str, Any] | None = None
+    _source = "manual"
+    _reports = 0
+    _kept_at = 0.0
+    _looks: tuple[tuple[float, float], ...] = ()
 
     def __init__(
         self,
@@ -114,24 +101,8 @@ class Job:
         self.started_at = time()
         self.started = monotonic()
         self.cpu_started = thread_time()
-        self.process_cpu_started = process_time() if is_async else 0.0
-        self.cpu_exact: float | None = None
-        self.ended: float | None = None
-        self.timeout_s: float | None = None
-        self.is_cancelled = False
-        self.is_shared = False
-        self.memory_peak: int | None = None
-        self.sample: JobSample | None = None
-        self.current: float | None = None
-        self.total: float | None = None
-        self.phase: str | None = None
-        self.last_heartbeat: float | None = None
-        self._metadata: dict[str, Any] | None = None
-        self._source = "manual"
-        self.is_dirty = False
-        self._reports = 0
-        self._kept_at = 0.0
-        self._looks: list[tuple[float, float]] = []
+        if is_async:
+            self.process_cpu_started = process_time()
 
     def heartbeat(self, metadata: dict[str, Any] | None = None, /, **more: Any) -> None:
         """Say that the job is alive and well, with anything that helps to judge that.
@@ -222,8 +193,7 @@ class Job:
     def look(self, now: float) -> None:
         """Note the progress for the rate.  Called by the sampler, about once a second."""
         if self.current is not None:
-            self._looks.append((now, self.current))
-            del self._looks[:-RATE_LOOKS]
+            self._looks = (*self._looks[1 - RATE_LOOKS :], (now, self.current))
 
     def flush(self) -> None:
         """Write down what was reported since the last time.  Called by the sampler, and at the end of the run."""

@@ -69,12 +69,15 @@ class Sender:
         if not options.get("supervised", policy.supervised):
             return
         retries = options.get("retries", 0)
-        slot = self._running.find() if self._running is not None else None
-        if slot is not None and slot.awaits(message.message_id):
-            slot.is_requeued = True
+        is_known = bool(retries)
+        if self._running is not None:
+            slot = self._running.find()
+            if slot is not None and slot.awaits(message.message_id):
+                slot.is_requeued = True
+            is_known = is_known or isinstance(threading.current_thread(), ConsumerThread)
         eta = options["eta"] / 1000 if options.get("eta") else None
-        if retries or isinstance(threading.current_thread(), ConsumerThread):
-            payload, is_complete = None, False  # its sender has recorded it
+        if is_known:  # its sender has recorded it
+            payload, is_complete = None, False
         else:
             payload, is_complete = self._recorder.encode_payload(message, policy)
         initiator = _initiator.get() or (None, None)

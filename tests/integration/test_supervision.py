@@ -523,18 +523,23 @@ class TestPlacement:
         broker.add_middleware(Chaperone())
         broker.add_middleware(self.Late())
         dramatiq.actor(lambda: None, actor_name="one", broker=broker)
-        assert self.names(broker) == ["Chaperone", "Retries", "Late", "Gate"]
+        assert self.names(broker) == ["Chaperone", "Retries", "Late"]
+
+    def test_in_a_worker_the_gate_is_the_last(self, bench: Bench) -> None:
+        bench.broker.add_middleware(self.Late())
+        bench.work()
+        assert self.names(bench.broker) == ["Chaperone", "Retries", "Late", "Gate"]
 
     def test_in_the_list(self, chaperone_env: Any) -> None:
         broker = StubBroker(middleware=[Retries(), Chaperone(), self.Late()])
         broker.declare_queue("default")
-        assert self.names(broker) == ["Chaperone", "Retries", "Late", "Gate"]
+        assert self.names(broker) == ["Chaperone", "Retries", "Late"]
 
     def test_after_the_actors(self, chaperone_env: Any) -> None:
         broker = StubBroker()
         dramatiq.actor(lambda: None, actor_name="one", broker=broker)
         broker.add_middleware(Chaperone())
-        assert self.names(broker) == ["Chaperone", "Retries", "Gate"]
+        assert self.names(broker) == ["Chaperone", "Retries"]
 
     def test_every_other_middleware_sees_each_hook_once(self, chaperone_env: Any) -> None:
         seen: list[str] = []
@@ -585,14 +590,16 @@ class TestNothingGoesWrong:
             ran.append(number)
 
         bench.work()
-        execution, sender = bench.chaperone._runtime.execution, bench.chaperone._runtime._working.sender  # type: ignore[union-attr]
+        runtime = bench.chaperone._runtime
+        assert runtime is not None
+        execution = runtime.execution
 
         def broken(*args: Any) -> None:
             raise OSError("the disk is on fire")
 
         for name in ("received", "ended", "skipped", "nacked"):
             monkeypatch.setattr(execution, name, broken)
-        monkeypatch.setattr(sender, "enqueued", broken)
+        monkeypatch.setattr(runtime, "enqueued", broken)
         before = internal_errors["observer"]
         for number in range(20):
             work.send(number)
