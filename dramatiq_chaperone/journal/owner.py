@@ -126,10 +126,14 @@ class Journal:
         self._is_spilling = True
         try:
             self._map.close()
-            while self._waiting and (mapping := self._next_mapping()) is not None:
-                self._fill(mapping)
+            self._fill_segments()
         finally:
             self._is_spilling = False
+
+    def _fill_segments(self) -> None:
+        # On its own: from Python 3.12 on, an interrupt at the jump back of a loop is outside of a try around it.
+        while self._waiting and (mapping := self._next_mapping()) is not None:
+            self._fill(mapping)
 
     def _next_mapping(self) -> mmap.mmap | None:
         """Begin the next segment.  None while the disk is full."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import errno
 import itertools
 import json
@@ -268,6 +269,18 @@ def test_an_interrupt_with_the_return_of_a_write_neither_loses_nor_doubles_what_
     journal.append(note(4))
     assert journal.retry()
     assert numbers(read_all(reader)[0]) == list(range(5))
+
+
+@pytest.mark.parametrize("function", [each for each in vars(Journal).values() if callable(each)], ids=lambda each: each.__name__)
+def test_an_interrupt_at_the_end_of_a_turn_of_a_loop_is_inside_of_what_is_around_the_loop(function):
+    entries = dis.Bytecode(function).exception_entries
+
+    def handlers(offset):
+        return {entry.target for entry in entries if entry.start <= offset < entry.end}
+
+    for step in dis.get_instructions(function):
+        if "JUMP_BACKWARD" in step.opname and not step.opname.endswith("NO_INTERRUPT"):
+            assert handlers(step.argval) <= handlers(step.offset), f"line {step.positions.lineno}: move the loop out of the try"
 
 
 # The full disk
