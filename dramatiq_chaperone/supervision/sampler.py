@@ -154,12 +154,6 @@ class Sampler(Service):
                 to_json(gauges),
             )
         )
-        self._report_drops()
-
-    def _report_drops(self) -> None:
-        dropped = self._journal.dropped
-        for what in list(dropped):
-            self._journal.append((records.DROPPED, time.time(), what, dropped.pop(what)))
 
     def _pace(self, cost: float) -> None:
         """Sample less often while one sample costs more than its share of the time between two."""
