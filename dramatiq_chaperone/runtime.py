@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import logging
 import multiprocessing
@@ -24,7 +23,7 @@ from . import host, records
 from .control.runner import CommandRunner
 from .events import WorkerStarted, WorkerStopped, finish_events
 from .journal import Journal, JournalDirectory
-from .service import Service, internal_error
+from .service import Service, internal_error, unforkable
 from .settings import Settings
 from .supervision.execution import Execution
 from .supervision.recorder import Recorder
@@ -47,8 +46,6 @@ WATCHER_GRACE_S: Final = 60.0
 WATCHER_GRACE_SEGMENTS: Final = 16
 #: How long a producer leaves its journal to a watcher of the same host before it writes itself, in seconds.
 PRODUCER_GRACE_S: Final = 2.0
-#: A fork waits at most so long for an import to end, in seconds.
-IMPORT_S: Final = 5.0
 #: The last writes of a process may take this long, in seconds.
 DRAIN_S: Final = 10.0
 
@@ -156,29 +153,9 @@ def _forget_all() -> None:
         runtime.forked()
 
 
-#: Held while the store is imported, and while this process forks: an import that a fork cuts in two can never end in the
-#: child, which would wait for it at its own exit.
-_importing = threading.RLock()
-
-
-def _before_fork() -> None:
-    _importing.acquire(timeout=IMPORT_S)
-
-
-def _forked_in_parent() -> None:
-    with contextlib.suppress(RuntimeError):  # it was not to be had in time
-        _importing.release()
-
-
-def _forked_in_child() -> None:
-    global _importing
-    _importing = threading.RLock()
-    _forget_all()
-
-
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_forked_in_parent, after_in_child=_forked_in_child)
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class _Process:
@@ -233,7 +210,7 @@ class _Process:
 
     def _write_here(self) -> WriteBehind:
         """The store is only imported where somebody has to write."""
-        with _importing:
+        with unforkable:
             from .store.writer import WriteBehind
 
         own, directory = self.journal.origin.worker_id, JournalDirectory(self.settings.journal_dir)
@@ -314,7 +291,7 @@ class _WorkerProcess(_Process):
 
     def start_writing(self) -> WriteBehind:
         """Where there is no watcher, this process has its duties too."""
-        with _importing:
+        with unforkable:
             from .control.courier import Courier
             from .monitor import Monitor
             from .store.turns import StoreTurns

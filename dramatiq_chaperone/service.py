@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dramatiq_chaperone")
 
+#: A fork waits at most so long for a thread of ours, in seconds.
+FORK_WAIT_S: Final = 2.0
+
 #: Errors of Chaperone itself in this process, by component.
 internal_errors: Counter[str] = Counter()
 _seen: set[tuple[str, type[BaseException]]] = set()
@@ -46,6 +49,43 @@ def internal_error(component: str, exception: BaseException, *, job_id: str | No
             )
     except Exception:  # noqa: BLE001 - a broken log handler must not reach the job
         return
+
+
+class _ForkGate:
+    """``with unforkable:`` keeps a fork out while a thread is in the middle of what a child could never finish.
+
+    A child gets each lock as it is in that moment, those of imports and of a database's library too, and not the
+    thread that would let go of it: it would wait for it for ever, at its own exit at the latest.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Before a fork: let nobody in, and wait for those who are inside, at most FORK_WAIT_S."""
+        self._changed.acquire()
+        self._changed.wait_for(lambda: not self._inside, timeout=FORK_WAIT_S)
+
+    def open(self) -> None:
+        """After it, in the parent."""
+        self._changed.release()
+
+    def renew(self) -> None:
+        """After it, in the child: nobody is inside."""
+        self.__init__()  # type: ignore[misc]  # whoever holds a reference keeps it
+
+
+unforkable = _ForkGate()
 
 
 class Service:
@@ -156,10 +196,11 @@ def _after_fork() -> None:
     """Locks may be held by threads that do not exist in the child, so it gets new ones before anything else runs there."""
     global _errors_lock
     _errors_lock = threading.Lock()
+    unforkable.renew()
     for service in list(_services):
         service._reset()
         service._guarded(service.forked)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=unforkable.close, after_in_parent=unforkable.open, after_in_child=_after_fork)

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import peewee
 
 from ..errors import SchemaError, SettingsError, StoreError, StoreUnavailable
+from ..service import unforkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -182,9 +183,10 @@ class Connections:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Turn what a driver raises into our errors; drop a connection that is of no use any more."""
+        """Turn what a driver raises into our errors; drop a connection that is of no use any more; no fork in the middle."""
         try:
-            yield
+            with unforkable:
+                yield
         except StoreError:
             raise
         except (peewee.PeeweeException, sqlite3.Error, OSError) as e:
@@ -225,7 +227,8 @@ class Connections:
         state.reset()  # also when a transaction was open on it: it is gone with the connection
         if connection is not None:
             try:
-                connection.close()
+                with unforkable:
+                    connection.close()
             except Exception:  # noqa: BLE001  # whatever a driver raises here
                 return  # it was broken already, which may be why it is closed
 
