@@ -20,7 +20,7 @@ from typing import Any, Final
 from dramatiq import Actor, Broker
 from dramatiq.common import q_name
 from dramatiq.middleware import AgeLimit
-from dramatiq.threading import Interrupt
+from dramatiq.threading import Interrupt, is_gevent_active
 
 from .. import records
 from ..events import JobMovedToDeadLetterQueue, JobSupervisionEnded, JobSupervisionStarted, has_subscribers, publish
@@ -61,7 +61,8 @@ class Execution:
         if actor.actor_name in self._originals:
             return
         fn = self._originals[actor.actor_name] = actor.fn
-        is_async = iscoroutinefunction(getattr(fn, "__wrapped__", fn))
+        # Greenlets share one thread as coroutines do: its CPU time is not that of the job.
+        is_async = is_gevent_active() or iscoroutinefunction(getattr(fn, "__wrapped__", fn))
         find, run, name = self._running.find, self._run, actor.actor_name
 
         @functools.wraps(fn)
@@ -293,7 +294,15 @@ class Execution:
         run_id = f"{self._prefix}-{next(self._numbers):x}"
         retries = message.options.get("retries", 0)
         return Job(
-            self._recorder, message.message_id, run_id, message.actor_name, message.queue_name, retries, slot.name, slot.ident, is_async
+            self._recorder,
+            message.message_id,
+            run_id,
+            message.actor_name,
+            message.queue_name,
+            retries,
+            slot.name,
+            slot.ident,
+            is_async or slot.clock_id is None,
         )
 
     def _error_of(self, exception: BaseException, message: Any) -> Error | None:

@@ -118,7 +118,6 @@ class Job:
         self.last_heartbeat = monotonic()
         self._metadata = {**(metadata or {}), **more}
         self._source = "manual"
-        self.is_dirty = True
         self._report()
 
     def report_progress(
@@ -143,9 +142,10 @@ class Job:
         if metadata or more:
             self._metadata = {**(metadata or {}), **more}
         self._source = "progress"
-        self.is_dirty = True
         if self._reports == 0 or self.is_cancelled or has_subscribers(HeartbeatReceived):
             self._report()
+        else:
+            self.is_dirty = True
 
     def track(self, rows: Iterable[T], *, total: int | None = None, phase: str | None = None) -> Iterator[T]:
         """Go through *rows* and report the progress of it.
@@ -206,6 +206,8 @@ class Job:
             self._publish(heartbeat_id)
         if self._reports < FREE_REPORTS:
             self._write(heartbeat_id, keep=True)
+        else:  # only then: what is dirty the sampler may write at any moment, and its metadata would be told twice, or not
+            self.is_dirty = True
         if self.is_cancelled:
             raise JobCancelled(f"Job {self.job_id} was cancelled.")
 
