@@ -13,7 +13,7 @@ from .runtime import Runtime, watch
 from .service import internal_error
 from .settings import Settings
 from .supervision.execution import hide_wrapper
-from .supervision.policy import OPTIONS
+from .supervision.policy import NUMBERS, OPTIONS
 from .supervision.sending import check_options
 
 
@@ -119,7 +119,7 @@ class Chaperone(Middleware):
     # The life of a message.
 
     def before_enqueue(self, broker: Broker, message: Any, delay: int | None) -> None:
-        if "timeout" in message.options:
+        if not NUMBERS.isdisjoint(message.options):
             check_options(f"message {message.message_id}", message.options)
 
     def after_enqueue(self, broker: Broker, message: Any, delay: int | None) -> None:

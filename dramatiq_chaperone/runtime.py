@@ -46,8 +46,9 @@ WATCHER_GRACE_S: Final = 60.0
 WATCHER_GRACE_SEGMENTS: Final = 16
 #: How long a producer leaves its journal to a watcher of the same host before it writes itself, in seconds.
 PRODUCER_GRACE_S: Final = 2.0
-#: The last writes of a process may take this long, in seconds.
+#: The last writes of a worker, and of a process that only sends, may take this long, in seconds; what is left stays in the journal.
 DRAIN_S: Final = 10.0
+PRODUCER_DRAIN_S: Final = 3.0
 
 
 class Runtime:
@@ -163,6 +164,7 @@ class _Process:
 
     role = "producer"
     grace_s = PRODUCER_GRACE_S
+    drain_s = PRODUCER_DRAIN_S
     grace_segments = 1 << 30
 
     def __init__(self, settings: Settings, broker: Broker) -> None:
@@ -230,8 +232,8 @@ class _Process:
         self.journal.close()
         if not is_watched:
             writer = self._writer or self._write_here()
-            writer.stop(timeout_s=DRAIN_S)
-            writer.finish(timeout_s=DRAIN_S)
+            writer.stop(timeout_s=self.drain_s)
+            writer.finish(timeout_s=self.drain_s)
 
 
 class _WorkerProcess(_Process):
@@ -239,6 +241,7 @@ class _WorkerProcess(_Process):
 
     role = "worker"
     grace_s = WATCHER_GRACE_S
+    drain_s = DRAIN_S
     grace_segments = WATCHER_GRACE_SEGMENTS
 
     def __init__(self, settings: Settings, broker: Broker, worker: Worker, *, expects_watcher: bool) -> None:

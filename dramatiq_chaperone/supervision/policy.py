@@ -40,6 +40,9 @@ OPTIONS: Final = frozenset(
 #: What goes into the job's row as its limits.
 LIMITS: Final = ("timeout", "memory_limit", "cpu_limit", "missed_heartbeats", "disk_space_threshold", "file_descriptor_limit")
 
+#: Options that are a number of something, 0 or more.
+NUMBERS: Final = frozenset(LIMITS) | {"heartbeat_interval", "kill_grace", "max_crashes"}
+
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 

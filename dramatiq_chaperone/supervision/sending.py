@@ -15,6 +15,7 @@ from dramatiq.worker import ConsumerThread
 from .. import records
 from ..errors import SettingsError
 from .jobs import current_job
+from .policy import NUMBERS
 from .recorder import Recorder
 from .slots import RunningJobs
 
@@ -39,11 +40,21 @@ def initiated_by(kind: str, identity: object) -> Iterator[None]:
 
 
 def check_options(actor_name: str, options: Any) -> None:
-    """Refuse what contradicts itself.
+    """Refuse what is no number, or contradicts itself: found out in the worker, it would be too late.
+
+    Parameters:
+      actor_name: whose options they are, for the error.
 
     Raises:
-      SettingsError: both ``timeout`` (seconds) and dramatiq's ``time_limit`` (milliseconds) are set at one level.
+      SettingsError: a limit is not a number from 0 on; or both ``timeout`` (seconds) and dramatiq's ``time_limit``
+        (milliseconds) are set at one level.
     """
+    for name in NUMBERS.intersection(options):
+        value = options[name]
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and value >= 0):
+            message = f"{name}={value!r} of {actor_name} must be a number, 0 or more."
+            raise SettingsError(message, field=name, value=value, origin=f"options of {actor_name}")
     if "timeout" in options and "time_limit" in options:
         raise SettingsError(
             f"timeout={options['timeout']!r} (seconds) and time_limit={options['time_limit']!r} (milliseconds) of {actor_name} "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from statistics import quantiles
 
 from tests.benchmarks.lab import median
 from tests.processes import ROOT
@@ -43,15 +44,18 @@ class Table:
 
 
 def ratio(ours: Sequence[float], bare: Sequence[float]) -> str:
-    """The median of the ratios of pairs, with the lowest and the highest."""
+    """The median of the ratios of pairs, and where the middle half of them lies."""
     return _spread([mine / base for mine, base in zip(ours, bare, strict=True)], "{:.3f}")
 
 
 def difference(ours: Sequence[float], bare: Sequence[float], unit: str) -> str:
-    """The median of the differences of pairs, with the lowest and the highest."""
+    """The median of the differences of pairs, and where the middle half of them lies."""
     return _spread([mine - base for mine, base in zip(ours, bare, strict=True)], "{:+.1f}", unit)
 
 
 def _spread(values: list[float], form: str, unit: str = "") -> str:
     text = form.format(median(values)) + (f" {unit}" if unit else "")
-    return f"{text} ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else text
+    if len(values) < 4:
+        return text
+    low, _, high = quantiles(values, n=4)
+    return f"{text} ({form.format(low)} to {form.format(high)})"

@@ -1,7 +1,9 @@
 """Where it is measured: real workers, in fresh processes, on a Redis of their own, and what they used.
 
-The processes of a comparison run one after the other, not side by side: there may be two cores only, and Redis and the
-watcher need one.
+The speed of a machine changes from second to second, more so where others use it too.  So what is compared lives at
+the same time and works in turns, a burst of messages each: a pair of bursts, one bare and one ours, is a second or two
+apart, and what counts is the median of the pairs.  Only one of them works at a time: there may be two cores only, and
+Redis and the watcher need one.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from tests.waiting import wait_until
 
 APP = "tests.benchmarks.app"
 THREADS = 8
-#: Messages before the clock starts.
-WARM = 1000
+#: Messages of a burst before the clock starts.
+WARM = 100
 
 
 def scale() -> float:
@@ -41,12 +43,12 @@ def scale() -> float:
 
 def rounds(full: int) -> int:
     """How often a comparison is repeated."""
-    return max(1, round(full * scale()))
+    return max(2, round(full * scale()))
 
 
 def messages(full: int) -> int:
-    """How many messages one measurement takes."""
-    return max(full // 4, round(full * scale()))
+    """How many messages one measurement takes, in hundreds: a worker notes what it has used at each."""
+    return round(max(full / 4, full * scale()) / 100) * 100
 
 
 def is_quick() -> bool:
@@ -92,16 +94,14 @@ class Lab:
         self._path, self._server, self._database = path, server, database
         self._client = server.client()
         self._client.config_set("appendonly", "no")
-        self._shelves: dict[tuple[int, int], str] = {}
+        self._shelves: set[str] = set()
         self._number = 0
 
     @contextlib.contextmanager
-    def worker(
-        self, variant: Variant, *, marks: Sequence[int] = (), queue: str = "default", actors: int = 1, prefetch: int | None = None
-    ) -> Iterator[Worker]:
-        """A worker process that is ready, and whose store is."""
+    def worker(self, variant: Variant, *, queue: str = "default", actors: int = 1, prefetch: int | None = None) -> Iterator[Worker]:
+        """A worker process that is ready."""
         with self._place(variant) as (folder, env):
-            env |= {"NOTES": str(folder / "notes"), "MARKS": ",".join(map(str, marks)), "ACTORS": str(actors)}
+            env |= {"NOTES": str(folder / "notes"), "ACTORS": str(actors)}
             if prefetch is not None:
                 env["dramatiq_queue_prefetch"] = str(prefetch)
             process = WorkerProcess(APP, "--queues", queue, processes=1, threads=THREADS, log=folder / "log", env=env, cwd=ROOT)
@@ -139,9 +139,11 @@ class Lab:
             for key in self._client.scan_iter(f"{env['NAMESPACE']}:*"):
                 self._client.delete(key)
 
-    def feed(self, namespace: str, count: int, actors: int = 1) -> None:
-        """Put *count* messages into the default queue, at once: they were sent before and lie on a shelf."""
-        shelf = self._shelves.get((count, actors)) or self._fill(count, actors)
+    def feed(self, namespace: str, turn: int, count: int, actors: int) -> None:
+        """Put *count* messages into the default queue, at once: they were sent before and lie on a shelf, others for each turn."""
+        shelf = f"shelf-{turn}-{count}-{actors}"
+        if shelf not in self._shelves:
+            self._fill(shelf, count, actors)
         for part in ("default.msgs", "default"):
             self._client.copy(f"{shelf}:{part}", f"{namespace}:{part}", replace=True)
 
@@ -149,18 +151,17 @@ class Lab:
         """How many messages the default queue has, those included that a worker has taken and not acknowledged."""
         return int(self._client.hlen(f"{namespace}:default.msgs"))
 
-    def _fill(self, count: int, actors: int) -> str:
-        shelf = self._shelves[count, actors] = f"shelf-{count}-{actors}"
+    def _fill(self, shelf: str, count: int, actors: int) -> None:
+        self._shelves.add(shelf)
         broker = RedisBroker(url=self._server.url, namespace=shelf)
         with contextlib.closing(broker):
             broker.declare_queue("default")
             for number in range(count):
-                message = Message("default", f"noop_{number % actors}", (number, "name@example.org"), {}, {})
-                broker.enqueue(message)
-        return shelf
+                broker.enqueue(Message("default", f"noop_{number % actors}", (number, "name@example.org"), {}, {}))
 
-    def send(self, variant: Variant, count: int) -> dict[str, float]:
-        """What *count* sends take, in seconds, in a fresh process whose journal is being written by a watcher or itself."""
+    @contextlib.contextmanager
+    def sender(self, variant: Variant) -> Iterator[Sender]:
+        """A process that sends; its journal is being written, by a watcher or by itself."""
         with contextlib.ExitStack() as stack:
             if variant.watcher:
                 worker = stack.enter_context(self.worker(variant, queue="elsewhere"))
@@ -168,28 +169,45 @@ class Lab:
                 folder, env = worker.folder, worker.env
             else:
                 folder, env = stack.enter_context(self._place(variant))
-            result = self._send(folder, env, count)
-            if variant.database is not None:
-                wait_until(lambda: rows(env, "supervised_jobs") == count + 1, timeout_s=60, interval_s=0.1, what="all rows")
-            return result
-
-    def _send(self, folder: Path, env: dict[str, str], count: int) -> dict[str, float]:
-        command = [sys.executable, "-m", APP, str(count)]
-        environment = {**os.environ, **env, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            if "CHAPERONE_DATABASE_URL" in env:
-                wait_until(lambda: rows(env, "supervised_jobs"), timeout_s=30, interval_s=0.1, what="the first row")
-            print("go", file=process.stdin, flush=True)
-            result: dict[str, float] = json.loads(process.stdout.readline())
-        assert process.returncode == 0
-        return result
+            environment = {**os.environ, **env, "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-m", APP]
+            with subprocess.Popen(
+                command, env=environment, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as process:
+                yield Sender(process, env)
+            assert process.returncode == 0
 
     def close(self) -> None:
         """Let go of the Redis."""
         self._client.close()
+
+
+class Sender:
+    """A process that sends when it is told to."""
+
+    def __init__(self, process: subprocess.Popen[str], env: dict[str, str]) -> None:
+        self._process, self._env = process, env
+        self._sent = 0
+        self.send(1)
+
+    def send(self, count: int) -> float:
+        """The seconds that *count* sends took.  Afterwards all of them are in the store, where there is one."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(count, file=self._process.stdin, flush=True)
+        seconds = float(self._process.stdout.readline())
+        self._sent += count
+        if "CHAPERONE_DATABASE_URL" in self._env:
+            wait_until(lambda: rows(self._env, "supervised_jobs") == self._sent, timeout_s=60, interval_s=0.2, what=f"{self._sent} rows")
+        return seconds
+
+
+class Burst(NamedTuple):
+    """What a burst of messages took: jobs a second, and CPU microseconds for each of the worker and of its watcher."""
+
+    rate: float
+    cpu_us: float
+    watcher_us: float
 
 
 class Worker:
@@ -202,12 +220,31 @@ class Worker:
     def __init__(self, lab: Lab, process: WorkerProcess, folder: Path, env: dict[str, str]) -> None:
         self._lab, self._process = lab, process
         self.folder, self.env = folder, env
-        self._fed = 0
+        self._turn = self._fed = 0
         has_watcher = env["MIDDLEWARE"] == "chaperone" and env["CHAPERONE_WATCHER"] == "1"
         # The master starts its workers first, then its forks.
         children = wait_until(lambda: len(found := process.children()) > has_watcher and found, what="the children of the master")
         self.pid = children[0].pid
         self.watcher_pid = children[1].pid if has_watcher else None
+
+    @property
+    def _writes(self) -> bool:
+        """Whether the worker process brings its journal into the store itself."""
+        return "CHAPERONE_DATABASE_URL" in self.env and self.watcher_pid is None
+
+    def burst(self, count: int) -> Burst:
+        """Run *count* messages, a multiple of 100, and wait until all is written."""
+        watcher = cpu_seconds(self.watcher_pid) if self.watcher_pid is not None else 0.0
+        worker = cpu_seconds(self.pid)
+        self.feed(count)
+        began, ended = self._note(self._fed - count + WARM), self._note(self._fed)
+        self.wait_written()
+        rate = (count - WARM) / (ended["at"] - began["at"])
+        if self.watcher_pid is not None:
+            watcher = cpu_seconds(self.watcher_pid) - watcher
+        if self._writes:  # what it writes after the last job is a cost too
+            return Burst(rate, (cpu_seconds(self.pid) - worker) / count * 1e6, 0.0)
+        return Burst(rate, (ended["cpu"] - began["cpu"]) / (count - WARM) * 1e6, watcher / count * 1e6)
 
     def wait_store(self) -> None:
         """Wait until somebody brings the journal into the store, where there is one."""
@@ -215,11 +252,12 @@ class Worker:
             wait_until(lambda: rows(self.env, "workers"), timeout_s=30, interval_s=0.1, what=f"the worker's row\n{self._process.tail()}")
 
     def feed(self, count: int, *, actors: int = 1) -> None:
-        """Give it *count* messages."""
+        """Give it *count* messages that it has not had yet."""
+        self._lab.feed(self.env["NAMESPACE"], self._turn, count, actors)
+        self._turn += 1
         self._fed += count
-        self._lab.feed(self.env["NAMESPACE"], count, actors)
 
-    def note(self, run: int) -> dict[str, float]:
+    def _note(self, run: int) -> dict[str, float]:
         """What the worker noted at its *run*-th message, which is waited for."""
         path = self.folder / "notes"
 
@@ -227,7 +265,7 @@ class Worker:
             lines = path.read_text().splitlines() if path.exists() else []
             return next((note for note in map(json.loads, lines) if note["run"] == run), None)
 
-        note = wait_until(found, timeout_s=600, interval_s=0.05, what=f"message {run}")
+        note = wait_until(found, timeout_s=120, interval_s=0.05, what=f"message {run}")
         assert note is not None
         assert note["pid"] == self.pid
         return note
@@ -282,14 +320,6 @@ def cpu_seconds(pid: int) -> float:
 def rss_mb(pid: int) -> float:
     """Resident memory in MB."""
     return psutil.Process(pid).memory_info().rss / 1e6
-
-
-def interleaved(variants: Sequence[Variant], repeat: int) -> Iterator[tuple[int, Variant]]:
-    """(round, variant): each round has all of them, each time in another order."""
-    for number in range(repeat):
-        shift = number % len(variants)
-        for variant in [*variants[shift:], *variants[:shift]]:
-            yield number, variant
 
 
 def median(values: Sequence[float]) -> float:

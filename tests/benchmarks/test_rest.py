@@ -9,11 +9,11 @@ from collections import defaultdict
 import pytest
 
 from tests.benchmarks.figures import Table, difference
-from tests.benchmarks.lab import BARE, Lab, Variant, Worker, chaperones, cpu_seconds, median, messages, rounds, rss_mb
+from tests.benchmarks.lab import BARE, Lab, Variant, Worker, chaperones, cpu_seconds, is_quick, median, messages, rss_mb
 
 pytestmark = pytest.mark.benchmark
 
-IDLE_S = 10.0
+IDLE_S = 5.0 if is_quick() else 10.0
 #: Budget and aim for what a worker grows by, with and without a watcher.
 MEMORY = {
     (True, "sqlite"): ("10 MB", "6 MB"),
@@ -27,7 +27,7 @@ def test_memory_and_idle_cpu(lab: Lab) -> None:
     """Workers, and their watchers, that have run some thousand jobs and now wait for more."""
     memory: dict[tuple[Variant, str], list[float]] = defaultdict(list)
     cpu: dict[tuple[Variant, str], list[float]] = defaultdict(list)
-    for _ in range(rounds(2)):
+    for _ in range(1 if is_quick() else 2):
         with contextlib.ExitStack() as stack:
             workers = {variant: stack.enter_context(lab.worker(variant)) for variant in [BARE, *chaperones()]}
             for worker in workers.values():

@@ -78,6 +78,15 @@ class TestTimeout:
         assert caught.value.field == "timeout"
         assert caught.value.value == 5
 
+    @pytest.mark.parametrize(("name", "value"), [("timeout", "abc"), ("timeout", -1), ("memory_limit", True), ("heartbeat_interval", [1])])
+    def test_what_is_no_number_is_refused_where_it_is_set(self, name: str, value: Any) -> None:
+        with pytest.raises(SettingsError, match=f"{name}=.* of message m1 must be a number, 0 or more") as caught:
+            check_options("message m1", {name: value})
+        assert (caught.value.field, caught.value.value) == (name, value)
+
+    def test_none_and_zero_switch_off(self) -> None:
+        check_options("actor pay", {"timeout": 0, "memory_limit": None})
+
 
 class TestLimits:
     def test_only_what_was_set_is_recorded(self) -> None:
