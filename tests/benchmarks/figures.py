@@ -6,8 +6,12 @@ REFRESH_DOCS=1 writes those that were measured into the file, between their mark
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from statistics import quantiles
 
 from tests.benchmarks.lab import median
@@ -35,12 +39,32 @@ class Table:
 
     def publish(self) -> None:
         """Print it, and write it into the documentation if that was asked for."""
-        print(f"\n\n{self}", flush=True)
-        if os.environ.get("REFRESH_DOCS"):
-            text = PAGE.read_text(encoding="utf-8")
-            pattern = re.compile(rf"(<!-- figures: {self.name} -->\n).*?(<!-- end -->)", re.DOTALL)
-            assert pattern.search(text), f"docs/performance.md has no place for {self.name}"
-            PAGE.write_text(pattern.sub(lambda found: f"{found[1]}{self}{found[2]}", text), encoding="utf-8")
+        publish(self.name, str(self))
+
+
+def publish(name: str, text: str) -> None:
+    """Print *text*, and put it in its place in the documentation if that was asked for."""
+    print(f"\n\n{text}", flush=True)
+    if os.environ.get("REFRESH_DOCS"):
+        page = PAGE.read_text(encoding="utf-8")
+        pattern = re.compile(rf"(<!-- figures: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert pattern.search(page), f"docs/performance.md has no place for {name}"
+        PAGE.write_text(pattern.sub(lambda found: f"{found[1]}{text}{found[2]}", page), encoding="utf-8")
+
+
+def machine() -> str:
+    """Where this is measured, and how busy it was before."""
+    names = [line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")]
+    versions = ", ".join(f"{package} {version(package)}" for package in ("dramatiq", "redis", "peewee"))
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores ({names[0] if names else platform.machine()}), {platform.system()}, "
+        f"Python {platform.python_version()}, {versions}; load before the first measurement: {os.getloadavg()[0]:.1f}.\n"
+    )
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def ratio(ours: Sequence[float], bare: Sequence[float]) -> str:

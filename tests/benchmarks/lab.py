@@ -37,13 +37,13 @@ WARM = 100
 
 
 def scale() -> float:
-    """How much is measured: CHAPERONE_TEST_SCALE, all of it by default; 0.1 is a quick look, on SQLite alone."""
+    """How much is measured: CHAPERONE_TEST_SCALE, all of it by default; 0.05 is a quick look, on SQLite alone."""
     return min(1.0, float(TEST_SETTINGS.get("CHAPERONE_TEST_SCALE") or 1.0))
 
 
 def rounds(full: int) -> int:
     """How often a comparison is repeated."""
-    return max(2, round(full * scale()))
+    return max(1, round(full * scale()))
 
 
 def messages(full: int) -> int:
