@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import host, records
 from .control.runner import CommandRunner
+from .errors import JournalError
 from .events import WorkerStarted, WorkerStopped, finish_events
 from .journal import Journal, JournalDirectory
 from .service import Service, internal_error, unforkable
@@ -46,6 +47,8 @@ WATCHER_GRACE_S: Final = 60.0
 WATCHER_GRACE_SEGMENTS: Final = 16
 #: How long a producer leaves its journal to a watcher of the same host before it writes itself, in seconds.
 PRODUCER_GRACE_S: Final = 2.0
+#: After a journal that could not be made, the next try; seconds.
+JOURNAL_RETRY_S: Final = 5.0
 #: The last writes of a worker, and of a process that only sends, may take this long, in seconds; what is left stays in the journal.
 DRAIN_S: Final = 10.0
 PRODUCER_DRAIN_S: Final = 3.0
@@ -65,10 +68,12 @@ class Runtime:
     def __init__(self, settings: Settings, broker: Broker) -> None:
         self._settings = settings
         self._broker = broker
-        self._lock = threading.Lock()
+        #: Reentrant, for a signal handler may send in the middle of a first message.
+        self._lock = threading.RLock()
         self.enqueued: Callable[[Any], None] = self._first_enqueued
         self._sending: _Process | None = None
         self._working: _WorkerProcess | None = None
+        self._try_again_at = 0.0
         self.execution: Execution | None = None
         _runtimes.add(self)
 
@@ -92,21 +97,33 @@ class Runtime:
             if working is not None:
                 self.enqueued = self._first_enqueued if self._sending is None else self._sending.sender.enqueued
                 self.execution = None
-                working.stop()
-                finish_events()
+        if working is not None:  # not under the lock: this takes its time, and nobody's send() must wait for it
+            working.stop()
+            finish_events()
 
     def _first_enqueued(self, message: Any) -> None:
         """The first message makes a producer of the process."""
         with self._lock:
-            if self._sending is None:
-                self._sending = _Process(self._settings, self._broker)
-                self._sending.start()
-                if multiprocessing.parent_process() is not None:  # whose children end without the handlers of atexit
-                    Finalize(None, _close_all, exitpriority=10)
-            if self._working is None:
-                self.enqueued = self._sending.sender.enqueued
-            sender = self._sending.sender
+            if self._working is not None:
+                sender = self._working.sender
+            else:
+                sender = self._producer().sender
+                self.enqueued = sender.enqueued
         sender.enqueued(message)
+
+    def _producer(self) -> _Process:
+        if self._sending is None:
+            if time.monotonic() < self._try_again_at:
+                raise JournalError("There is no journal to write to; it is tried again in some seconds.")
+            self._try_again_at = time.monotonic() + JOURNAL_RETRY_S
+            process = _Process(self._settings, self._broker)
+            if self._sending is not None:  # a signal handler has sent meanwhile
+                process.stop()
+                return self._sending
+            self._sending = process
+            process.start()
+            _close_in_children()
+        return self._sending
 
     def close(self) -> None:
         """Stop whatever runs, and bring what was written to the store.  The next message begins anew."""
@@ -119,7 +136,7 @@ class Runtime:
 
     def forked(self) -> None:
         """Forget everything: it is the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._sending = self._working = self.execution = None
         self.enqueued = self._first_enqueued
 
@@ -133,7 +150,7 @@ class Runtime:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in path.parent.glob("*.json"):
             pid, _, started_at = old.stem.partition("-")
-            if not host.is_alive(int(pid), float(started_at)):
+            if pid.isdigit() and not host.is_alive(int(pid), float(started_at)):
                 old.unlink(missing_ok=True)
         settings.to_file(path)
 
@@ -147,6 +164,16 @@ def _close_all() -> None:
             runtime.close()
         except Exception as error:  # noqa: BLE001 - the others have to be closed too
             internal_error("runtime", error)
+
+
+_finalized: set[int] = set()
+
+
+def _close_in_children() -> None:
+    """multiprocessing ends its children without the handlers of atexit; it has a list of its own."""
+    if multiprocessing.parent_process() is not None and os.getpid() not in _finalized:
+        _finalized.add(os.getpid())
+        Finalize(None, _close_all, exitpriority=10)
 
 
 def _forget_all() -> None:
@@ -182,6 +209,7 @@ class _Process:
                 role=self.role,
                 master_pid=None if master is None else master.pid,
             ),
+            max_segments=settings.journal_max_mb,
         )
         self.recorder = Recorder(settings, broker, self.journal)
         self.sender = Sender(self.recorder)
@@ -264,7 +292,8 @@ class _WorkerProcess(_Process):
         )
 
     def booted(self) -> None:
-        """Announce the worker, and start to sample."""
+        """Start to sample, for the time limits hang on that, and announce the worker."""
+        self.sampler.start()
         broker, worker = self._broker, self._worker
         queues = sorted(worker.consumer_whitelist or broker.get_declared_queues())
         versions = {"python": platform.python_version(), "dramatiq": version("dramatiq"), "chaperone": version("dramatiq-chaperone")}
@@ -284,7 +313,6 @@ class _WorkerProcess(_Process):
         self.recorder.emit(
             WorkerStarted(worker_id=origin.worker_id, host=origin.host, pid=origin.pid, started_at=datetime.now(UTC), queues=tuple(queues))
         )
-        self.sampler.start()
 
     def _turn(self, now: float) -> None:
         message = self.journal.control.read()
@@ -320,8 +348,9 @@ class _WorkerProcess(_Process):
         self.execution.unwrap(self._broker)
         self.interrupter.restore()
         origin = self.journal.origin
-        self.recorder.append((records.WORKER_STOPPED, time.time()))
-        self.recorder.emit(WorkerStopped(worker_id=origin.worker_id, host=origin.host, pid=origin.pid, stopped_at=datetime.now(UTC)))
+        if not self.running.running():  # else it ends with jobs in its hands, and they are lost
+            self.recorder.append((records.WORKER_STOPPED, time.time()))
+            self.recorder.emit(WorkerStopped(worker_id=origin.worker_id, host=origin.host, pid=origin.pid, stopped_at=datetime.now(UTC)))
         super().stop()
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from . import host
 from .control.courier import Courier
+from .errors import JournalError
 from .journal import JournalDirectory
 from .monitor import Monitor
 from .records import Command
@@ -40,7 +41,7 @@ class Watcher:
         self._directory = JournalDirectory(settings.journal_dir)
         self._writer = WriteBehind(self._directory, settings, takes=lambda name: True)
         self._duties = StoreTurns(settings, [Courier(self._workers, self._deliver), Monitor(settings, host.new_worker_id())])
-        self._told: dict[str, list[tuple[float, Command]]] = {}
+        self._told: list[tuple[float, Command]] = []
         self._is_asked_to_stop = False
 
     def run(self) -> int:
@@ -75,9 +76,16 @@ class Watcher:
         if reader is None:
             return
         now = time.monotonic()
-        recent = [(at, each) for at, each in self._told.get(command.target, ()) if now - at < KEEP_COMMANDS_S]
-        self._told[command.target] = [*recent, (now, command)]
-        reader.tell({"commands": [each._asdict() for _, each in self._told[command.target]]})
+        self._told = [(at, each) for at, each in self._told if now - at < KEEP_COMMANDS_S] + [(now, command)]
+        recent = [each._asdict() for _, each in self._told if each.target == command.target]
+        while recent:
+            try:
+                reader.tell({"commands": recent})
+            except JournalError:  # more than the block holds: the oldest have been seen
+                recent = recent[1:]
+            else:
+                return
+        logger.error("The command %s for %s is too large for its control block.", command.name, command.target)
 
     def _siblings(self) -> list[str]:
         """The workers of this master that still live."""

@@ -41,6 +41,8 @@ class LockFile:
                 if (known := cls._open.get((status.st_dev, status.st_ino))) is not None:
                     known._uses += 1
                     return known
+                if status.st_uid != os.geteuid():
+                    return None
                 lock = cls(os.open(path, os.O_RDWR | os.O_CLOEXEC))
             except (FileNotFoundError, NotADirectoryError, PermissionError):
                 return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import mmap
@@ -45,6 +46,7 @@ class Journal:
     Args:
       directory: the folder of all journals that go to one store (``Settings.journal_dir``); created if missing.
       origin: whose journal it is; ``origin.worker_id`` names it.
+      max_segments: how many segments, of a megabyte each, may wait for the store; beyond that it is as if the disk were full.
 
     Raises:
       JournalError: the folder cannot be made, be it that the disk is full.
@@ -52,10 +54,11 @@ class Journal:
 
     _journals: ClassVar[weakref.WeakSet[Journal]] = weakref.WeakSet()
 
-    def __init__(self, directory: Path, origin: records.Origin) -> None:
+    def __init__(self, directory: Path, origin: records.Origin, *, max_segments: int = 1024) -> None:
         self.origin = origin
         self.path = directory / origin.worker_id
         self.dropped: dict[str, int] = {}
+        self._max_segments = max_segments
         #: Held to change anything but the newest mapping.  Reentrant, for a signal handler may append.
         self._mutex = threading.RLock()
         self._map = _closed_mapping()
@@ -140,6 +143,8 @@ class Journal:
         # Numbers are used once: a reader may have seen the file of an attempt that failed, and gone on to it.
         self._number += 1
         try:
+            if self.waiting_segments() >= self._max_segments:
+                raise OSError(errno.EDQUOT, f"{self._max_segments} MB of it wait for the store")
             mapping = segments.new_mapping(segments.segment_path(self.path, self._number), segments.SEGMENT_BYTES)
         except OSError as error:
             if not self._is_full:

@@ -87,7 +87,9 @@ class Settings:
     )
     watcher: bool = _general(True, "Start a watcher process beside the workers, which writes their journals to the store.")
     broker: str | None = _general(None, "Where commands find your broker, as `module` or `module:attribute`.")
-    journal_max_mb: int = _general(256, "Disk space that the journal of one process may take.", unit="MB", low=4, high=65_536)
+    journal_max_mb: int = _general(
+        1024, "Disk space that the journal of one process may take while the store is away.", unit="MB", low=4, high=65_536
+    )
 
     database_url: str = _store(
         "",

@@ -164,6 +164,7 @@ class Execution:
     @staticmethod
     def _arm(slot: Slot, policy: Policy, options: dict[str, Any], now: float) -> float | None:
         """Set the deadline of the run; returns its timeout in seconds, None if it has none."""
+        slot.deadline = None
         timeout = policy.timeout_s(options)
         if timeout is None:
             timeout = inf if slot.time_limit_ms is None else slot.time_limit_ms / 1000

@@ -683,3 +683,37 @@ class TestCompany:
         assert actor.fn is not work
         worker.stop()
         assert actor.fn is work
+
+
+class TestEnds:
+    """What the end of a worker, and of a process, promises."""
+
+    def test_a_worker_that_ends_with_a_job_in_its_hands_does_not_say_that_it_stopped(self, bench: Bench) -> None:
+        go = threading.Event()
+
+        @bench.actor
+        def hang() -> None:
+            go.wait(20)
+
+        hang.send()
+        worker = bench.work()
+        bench.tape.one(records.STARTED)
+        worker.stop(timeout=50)
+        try:
+            assert not bench.tape.entries(records.WORKER_STOPPED)
+        finally:
+            go.set()
+
+    def test_a_worker_that_ends_in_order_says_so(self, bench: Bench) -> None:
+        bench.work().stop()
+        assert bench.tape.one(records.WORKER_STOPPED)
+
+    def test_a_signal_handler_may_send_in_the_middle_of_the_first_message(self, bench: Bench) -> None:
+        @bench.actor
+        def work() -> None: ...
+
+        runtime = bench.chaperone._runtime
+        assert runtime is not None
+        with runtime._lock:  # where a handler may interrupt
+            work.send()
+        assert len(bench.tape.entries(records.ENQUEUED)) == 1

@@ -668,3 +668,21 @@ def test_the_checksum_is_the_one_of_zlib(journal):
 
 def test_no_signal_of_the_system_ends_a_process_whose_files_may_not_grow():
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN, "Python ignores it; the full-disk tests rely on that"
+
+
+def test_a_journal_that_nobody_writes_to_the_store_has_a_ceiling(tmp_path):
+    journal = Journal(tmp_path, origin("host-1-aaaa"), max_segments=4)
+    entry = (records.EVENT, 0.0, "name", None, None, None, "x" * 100_000)
+    for _ in range(100):
+        journal.append(entry)
+    assert journal.waiting_segments() == 4
+    reader = JournalDirectory(tmp_path).take("host-1-aaaa")
+    assert reader is not None
+    position, found = 0, 0
+    while (read := reader.read(position))[0] or not journal.retry():
+        position, found = read[1], found + len(read[0])
+        reader.free(position)
+    found += len(reader.read(position)[0])
+    assert found == 100
+    reader.release()
+    journal.close()
