@@ -115,8 +115,11 @@ class Runtime:
         if self._sending is None:
             if time.monotonic() < self._try_again_at:
                 raise JournalError("There is no journal to write to; it is tried again in some seconds.")
-            self._try_again_at = time.monotonic() + JOURNAL_RETRY_S
-            process = _Process(self._settings, self._broker)
+            try:
+                process = _Process(self._settings, self._broker)
+            except JournalError:
+                self._try_again_at = time.monotonic() + JOURNAL_RETRY_S
+                raise
             if self._sending is not None:  # a signal handler has sent meanwhile
                 process.stop()
                 return self._sending
