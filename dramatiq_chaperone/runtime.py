@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -201,6 +202,7 @@ class _Process:
         self.settings = settings
         master = multiprocessing.parent_process()
         pid = os.getpid()
+        _private(settings.state_dir)
         self.journal = Journal(
             settings.journal_dir,
             records.Origin(
@@ -265,6 +267,12 @@ class _Process:
             writer = self._writer or self._write_here()
             writer.stop(timeout_s=self.drain_s)
             writer.finish(timeout_s=self.drain_s)
+
+
+def _private(state_dir: Path) -> None:
+    """Make the state directory, for this user alone; one that is there keeps the rights that it has."""
+    with contextlib.suppress(OSError):  # the journal says what is wrong
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 class _WorkerProcess(_Process):

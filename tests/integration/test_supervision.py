@@ -6,9 +6,11 @@ import asyncio
 import contextvars
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -509,6 +511,23 @@ class TestInterrupts:
         assert len(ends) == 200
         succeeded = sum(entry.outcome == "succeeded" for entry in ends)
         assert len(finished) - 2 <= succeeded <= len(finished)
+
+
+class TestFiles:
+    def test_only_their_user_can_read_them(self, make_bench: Callable[..., Bench], state_dir: Path) -> None:
+        """Whatever the umask says."""
+        before = os.umask(0)
+        try:
+            state_dir.rmdir()
+            bench = make_bench()
+            bench.actor(lambda: None, actor_name="one").send()
+            bench.work()
+        finally:
+            os.umask(before)
+        assert state_dir.stat().st_mode & 0o777 == 0o700
+        files = [path for path in state_dir.rglob("*") if path.is_file()]
+        assert files
+        assert all(path.stat().st_mode & 0o077 == 0 for path in files)
 
 
 class TestPlacement:
