@@ -19,7 +19,7 @@ def test_send(lab: Lab) -> None:
         for variant in chaperones():
             with lab.sender(variant) as sender:
                 sender.send(count)
-                pairs = [(count / bare.send(count), count / sender.send(count)) for _ in range(rounds(8))]
+                pairs = [(count / bare.send(count), count / sender.send(count)) for _ in range(rounds(6))]
             ours, base = [pair[1] for pair in pairs], [pair[0] for pair in pairs]
             table.add(f"send(), {variant.label}", f"{median(base):,.0f} /s", f"{median(ours):,.0f} /s", ratio(ours, base), "0.95", "0.97")
     table.publish()
