@@ -5,8 +5,10 @@ Every error of a driver leaves here as one of ours, without the password.
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -55,7 +57,26 @@ class Conflict(StoreError):
 
 class _Postgres(peewee.PostgresqlDatabase):
     def _initialize_connection(self, conn: Any) -> None:
-        conn.execute("SET TIME ZONE 'UTC'")
+        conn.wait = functools.partial(_wait, conn)
+        conn.execute(f"SET TIME ZONE 'UTC'; SET statement_timeout = {_READ_TIMEOUT_S * 1000}")
+
+
+def _wait(conn: Any, generator: Any, *arguments: Any, **more: Any) -> Any:
+    """psycopg's own waits for ever on a server that holds the connection and says nothing."""
+    return type(conn).wait(conn, _bounded(conn, generator, time.monotonic() + _READ_TIMEOUT_S), *arguments, **more)
+
+
+def _bounded(conn: Any, generator: Any, until: float) -> Any:
+    try:
+        state = next(generator)
+        while True:
+            ready = yield state
+            if not ready and time.monotonic() >= until:
+                conn.pgconn.finish()
+                raise peewee.OperationalError("The server does not answer.")
+            state = generator.send(ready)
+    except StopIteration as end:
+        return end.value
 
 
 class _MySQL(peewee.MySQLDatabase):
@@ -169,6 +190,9 @@ class Connections:
                     return work()
             except Conflict as e:
                 conflict = e
+            except StoreUnavailable:
+                self.close()
+                raise
         raise StoreUnavailable("Too many transactions want the same rows.") from conflict
 
     def _atomic(self) -> Any:
@@ -210,7 +234,8 @@ class Connections:
         if "closed database" in text or isinstance(
             error, (peewee.OperationalError, peewee.InterfaceError, peewee.InternalError, sqlite3.OperationalError, OSError)
         ):
-            self.close()
+            if not self.database.in_transaction():  # else transact does, when peewee has let go of it
+                self.close()
             return StoreUnavailable(text)
         return StoreError(text)
 

@@ -118,6 +118,8 @@ class WriteBehind(Service):
 
         Returns whether everything is in the store; what is not is written by the next who takes the journals.
         """
+        if self._thread is not None and self._thread.is_alive():
+            return False  # its turn still hangs, and two may not write one journal
         deadline = time.monotonic() + timeout_s
         is_done = False
         try:

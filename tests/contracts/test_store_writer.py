@@ -165,3 +165,73 @@ def test_the_server_goes_away_and_comes_back(postgres_server: Any, tmp_path: Pat
     store = Store(settings)
     assert _status(store) == "running"
     store.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+class TestAServerInTrouble:
+    def test_two_never_write_one_journal(self, read: Store, settings: Any, tmp_path: Path) -> None:
+        """A stop that could not wait for the writer's turn leaves the journal to the next who takes it."""
+        import psycopg
+
+        upgrade(settings)
+        journal = Journal(tmp_path, origin("host-1-slow"))
+        journal.append(enqueued("j1"))
+        service = writer(tmp_path, settings)
+        with psycopg.connect(settings.database_url) as blocker:
+            blocker.execute(f'LOCK TABLE "{read.names["supervised_jobs"]}" IN ACCESS EXCLUSIVE MODE')  # type: ignore[call-overload]
+            service.start()
+            waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE ?"
+            wait_until(lambda: read.rows(waiting, (f"%{read.names['supervised_jobs']}%",)))
+            journal.append(enqueued("j2"))
+            journal.append((records.WORKER_STOPPED, NOW))
+            journal.close()
+            assert not service.stop(timeout_s=0.1)
+            assert not service.finish(timeout_s=5.0)
+        assert service.stop(timeout_s=10.0)
+        assert service.finish(timeout_s=10.0)
+        assert queries.status_summary(read)["jobs"]["pending"] == 2
+        assert [row["status"] for row in queries.list_workers(read)] == ["stopped"]
+
+    @pytest.mark.parametrize("is_nested", [False, True])
+    def test_a_connection_that_is_lost_in_a_transaction(self, read: Store, settings: Any, is_nested: bool) -> None:
+        import contextlib
+
+        import psycopg
+
+        from dramatiq_chaperone.errors import StoreUnavailable
+
+        upgrade(settings)
+
+        def work() -> None:
+            ((pid,),) = read.rows("SELECT pg_backend_pid()")
+            with psycopg.connect(settings.database_url, autocommit=True) as killer:
+                killer.execute("SELECT pg_terminate_backend(%s)", (pid,))
+                gone = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s"
+                wait_until(lambda: killer.execute(gone, (pid,)).fetchone() == (0,))
+            with read.savepoint() if is_nested else contextlib.nullcontext():
+                read.execute("SELECT 1")
+
+        with pytest.raises(StoreUnavailable):
+            read.transact(work)
+        assert read.rows("SELECT 1") == [(1,)]
+
+    def test_a_server_that_holds_the_line_and_says_nothing(
+        self, settings: Any, read: Store, proxy: Callable[[str, int], Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from urllib.parse import urlsplit
+
+        from dramatiq_chaperone.errors import StoreUnavailable
+        from dramatiq_chaperone.store import database
+
+        monkeypatch.setattr(database, "_READ_TIMEOUT_S", 1)
+        parts = urlsplit(settings.database_url)
+        between = proxy(parts.hostname or "127.0.0.1", parts.port or 5432)
+        user = f"{parts.username}@" if parts.username else ""
+        store = Store(replace(settings, database_url=parts._replace(netloc=f"{user}127.0.0.1:{between.port}").geturl()))
+        assert store.rows("SELECT 1") == [(1,)]
+        between.freeze()
+        with pytest.raises(StoreUnavailable, match="does not answer"):
+            store.rows("SELECT 1")
+        between.thaw()
+        assert wait_until(lambda: store.rows("SELECT 1")) == [(1,)]
+        store.close()
