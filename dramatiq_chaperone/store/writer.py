@@ -185,7 +185,14 @@ class WriteBehind(Service):
             for name in list(waiting):
                 if self._is_over(deadline, budget_end):
                     return False
-                if not self._write_slice(store, name, size):
+                try:
+                    has_more = self._write_slice(store, name, size)
+                except (StoreUnavailable, SchemaError):
+                    raise
+                except Exception as e:  # noqa: BLE001 - the other journals have nothing to do with it
+                    internal_error(self.name, e)
+                    has_more = False
+                if not has_more:
                     waiting.remove(name)
         return True
 
