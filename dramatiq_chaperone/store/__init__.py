@@ -108,17 +108,20 @@ class Store(Connections):
             self._brokers[worker_id] = broker
 
 
-def open_store(settings: StoreSettings, *, create: bool) -> Store:
+def open_store(settings: StoreSettings, *, create: bool, limit_s: float | None = None) -> Store:
     """The store of these settings.
 
     Parameters:
       create: the caller writes: SQLite's file and tables are made and upgraded, a server's with ``auto_migrate`` alone.
+      limit_s: so long a server may take for a statement, in seconds; default: a minute.
 
     Raises:
       SchemaError: the tables are missing or of another version.
       StoreUnavailable: the database does not answer.
     """
     store = Store(settings)
+    if limit_s is not None:
+        store.limit(limit_s)
     if store.kind == "sqlite":
         path = sqlite_path(settings.database_url)
         if not create and not path.exists():

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import peewee
@@ -56,14 +56,17 @@ class Conflict(StoreError):
 
 
 class _Postgres(peewee.PostgresqlDatabase):
+    limit_s: float | None = None
+
     def _initialize_connection(self, conn: Any) -> None:
-        conn.wait = functools.partial(_wait, conn)
-        conn.execute(f"SET TIME ZONE 'UTC'; SET statement_timeout = {_READ_TIMEOUT_S * 1000}")
+        if self.limit_s is not None:
+            conn.wait = functools.partial(_wait, conn, self.limit_s)
+        conn.execute(f"SET TIME ZONE 'UTC'; SET statement_timeout = {int((self.limit_s or 0) * 1000)}")
 
 
-def _wait(conn: Any, generator: Any, *arguments: Any, **more: Any) -> Any:
+def _wait(conn: Any, limit_s: float, generator: Any, *arguments: Any, **more: Any) -> Any:
     """psycopg's own waits for ever on a server that holds the connection and says nothing."""
-    return type(conn).wait(conn, _bounded(conn, generator, time.monotonic() + _READ_TIMEOUT_S), *arguments, **more)
+    return type(conn).wait(conn, _bounded(conn, generator, time.monotonic() + limit_s), *arguments, **more)
 
 
 def _bounded(conn: Any, generator: Any, until: float) -> Any:
@@ -100,8 +103,8 @@ def sqlite_path(url: str) -> Path:
     return Path(unquote(urlsplit(url).path)[1:])
 
 
-def connect(url: str) -> peewee.Database:
-    """A peewee database for this URL; it connects when first used."""
+def connect(url: str, *, limit_s: float | None) -> peewee.Database:
+    """A peewee database for this URL; it connects when first used.  A statement may take *limit_s* seconds; None: as long as it likes."""
     kind = kind_of(url)
     if kind == "sqlite":
         pragmas = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": 1, "busy_timeout": BUSY_TIMEOUT_S * 1000}
@@ -113,8 +116,10 @@ def connect(url: str) -> peewee.Database:
     database = unquote(parts.path.lstrip("/"))
     if kind == "postgres":
         arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "tcp_user_timeout": _READ_TIMEOUT_S * 1000, **arguments}
-        return _Postgres(database or arguments.get("user", "postgres"), prefer_psycopg3=True, **arguments)
-    timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": _READ_TIMEOUT_S, "write_timeout": _READ_TIMEOUT_S}
+        postgres = _Postgres(database or arguments.get("user", "postgres"), prefer_psycopg3=True, **arguments)
+        postgres.limit_s = limit_s
+        return postgres
+    timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": limit_s, "write_timeout": limit_s}
     return _MySQL(database, **{**timeouts, **arguments})
 
 
@@ -127,11 +132,13 @@ class Connections:
     Attributes:
       kind: 'sqlite', 'postgres' or 'mysql'.
       names: the name of each table in this database.
+      limit_s: so long a server may take for a statement, in seconds; see :meth:`limit`.
     """
 
     def __init__(self, url: str, names: Mapping[str, str]) -> None:
         self.kind = kind_of(url)
         self.names = names
+        self.limit_s: float | None = _READ_TIMEOUT_S
         self._url = url
         self._password = unquote(urlsplit(url).password or "")
         self._database: peewee.Database | None = None
@@ -141,11 +148,21 @@ class Connections:
     @property
     def database(self) -> peewee.Database:
         """The peewee database of this process."""
-        if self._pid != os.getpid():
+        if self._database is None or self._pid != os.getpid():
             if self._database is not None:
                 _abandoned.append(self._database)
-            self._database, self._pid = connect(self._url), os.getpid()
-        return cast("peewee.Database", self._database)
+            self._database, self._pid = connect(self._url, limit_s=self.limit_s), os.getpid()
+        return self._database
+
+    def limit(self, limit_s: float | None) -> None:
+        """Give a server so many seconds for a statement, None: as long as it likes.  For when no other thread has a connection.
+
+        It is for the connections that are opened from now on, so this thread's is closed.
+        """
+        self.limit_s = limit_s
+        if self._pid == os.getpid():
+            self.close()
+            self._database = None
 
     def sql(self, text: str) -> str:
         """A statement in this database's words."""

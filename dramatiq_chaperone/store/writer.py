@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dramatiq_chaperone.store")
 
 INTERVAL_S: Final = 1.0
-SLICE_BYTES: Final = 4 << 20
+#: Larger ones cost memory and win nothing: 256 KB hold some hundred jobs.
+SLICE_BYTES: Final = 256 << 10
 #: A process that sends gives so much of each second to this, and takes so much at once.
 GENTLE_S: Final = 0.020
 GENTLE_BYTES: Final = 32 << 10
+#: At the end a statement may take as long as is left, but so long in any case.
+_LEAST_LIMIT_S: Final = 0.5
 _PEEK_BYTES: Final = 1 << 20
 #: Seconds between two tries while the store is away; with the tables missing the longest at once.
 BACKOFF_S: Final = (0.5, 1.0, 2.0, 5.0)
@@ -45,14 +48,14 @@ _KEEP_EVERY_S: Final = 6 * 3600.0
 class _Held:
     """A journal that is ours to write."""
 
-    def __init__(self, reader: JournalReader, position: int) -> None:
+    def __init__(self, reader: JournalReader) -> None:
         self.reader = reader
-        #: Up to where it is in the store; None: the store has to be asked, for the reply to a commit was lost.
-        self.position: int | None = position
-        #: From where to read on: what lies between held no entries.
-        self.offset = position
+        #: Up to where it is in the store; None: the store has to be asked, at first and when the reply to a commit was lost.
+        self.position: int | None = None
+        #: From where to read on: what lies between held no entries.  None: the store was never asked.
+        self.offset: int | None = None
         #: Up to where entries were seen.
-        self.seen = position
+        self.seen = 0
 
 
 class WriteBehind(Service):
@@ -98,9 +101,9 @@ class WriteBehind(Service):
 
     def run_once(self) -> None:
         """Take what is free, and write what there is."""
-        if time.monotonic() < self._try_again_at:
-            return
-        self._turn(deadline=None)
+        self._take()
+        if time.monotonic() >= self._try_again_at:
+            self._turn(deadline=None)
 
     def forked(self) -> None:
         """The parent's locks are not ours; the store renews its connection by itself."""
@@ -123,16 +126,19 @@ class WriteBehind(Service):
         deadline = time.monotonic() + timeout_s
         is_done = False
         try:
-            while not is_done and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                self._take()
                 is_done = self._turn(deadline=deadline)
-                if not is_done:
-                    time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
+                if is_done or self._trouble == SchemaError.__name__:
+                    break  # the tables will not change by themselves
+                time.sleep(min(0.1, max(0.0, deadline - time.monotonic())))
         finally:
             for held in self._held.values():
                 held.reader.release()
             self._held = {}
             if self._store is not None:
                 self._store.close()
+                self._store = None  # its limit is for the end
         return is_done
 
     # -- a turn
@@ -140,8 +146,7 @@ class WriteBehind(Service):
     def _turn(self, deadline: float | None) -> bool:
         """Whether everything that is held is in the store now."""
         try:
-            store = self._opened()
-            self._take(store)
+            store = self._opened(deadline)
             is_done = self._write(store, deadline)
             self._keep_positions(store)
         except (StoreUnavailable, SchemaError) as e:
@@ -156,31 +161,29 @@ class WriteBehind(Service):
             self._kept_at = now
             store.keep_positions([held.reader.origin.worker_id for held in self._held.values()])
 
-    def _opened(self) -> Store:
+    def _opened(self, deadline: float | None) -> Store:
+        limit_s = None if deadline is None else max(_LEAST_LIMIT_S, deadline - time.monotonic())
         if self._store is None:
-            self._store = open_store(self._settings, create=True)
+            self._store = open_store(self._settings, create=True, limit_s=limit_s)
+        elif limit_s is not None:
+            self._store.limit(limit_s)
         return self._store
 
-    def _take(self, store: Store) -> None:
+    def _take(self) -> None:
+        """Before the store is asked for anything: what is held is known also while it does not answer."""
         for name in self._directory.names():
             if name in self._held or not self._takes(name):
                 continue
             reader = self._directory.take(name)
             if reader is not None:
-                self._hold(store, name, reader)
-
-    def _hold(self, store: Store, name: str, reader: JournalReader) -> None:
-        try:
-            self._held[name] = _Held(reader, store.position(reader.origin.worker_id))
-        except BaseException:
-            reader.release()
-            raise
+                self._held[name] = _Held(reader)
 
     def _write(self, store: Store, deadline: float | None) -> bool:
         """Slice by slice, one of each journal in turn, until there is no more; gently where we are a guest."""
         budget_end = time.monotonic() + GENTLE_S if self._gentle and deadline is None and not self._is_quiet() else None
         size = SLICE_BYTES if budget_end is None else GENTLE_BYTES
         waiting = list(self._held)
+        is_done = True
         while waiting:
             for name in list(waiting):
                 if self._is_over(deadline, budget_end):
@@ -191,10 +194,10 @@ class WriteBehind(Service):
                     raise
                 except Exception as e:  # noqa: BLE001 - the other journals have nothing to do with it
                     internal_error(self.name, e)
-                    has_more = False
+                    is_done = has_more = False
                 if not has_more:
                     waiting.remove(name)
-        return True
+        return is_done
 
     def _is_over(self, deadline: float | None, budget_end: float | None) -> bool:
         if deadline is not None:
@@ -205,6 +208,8 @@ class WriteBehind(Service):
         """Whether nothing was appended since the last turn."""
         is_quiet = True
         for held in self._held.values():
+            if held.offset is None:
+                return False
             _, end = held.reader.read(held.seen, max_bytes=_PEEK_BYTES)
             if end > held.seen:
                 held.seen, is_quiet = end, False
@@ -214,14 +219,10 @@ class WriteBehind(Service):
         """Write one slice of a journal; whether there may be more."""
         held = self._held[name]
         reader = held.reader
-        if held.position is None:
+        if held.position is None or held.offset is None:
             held.position = held.offset = store.position(reader.origin.worker_id)
         is_dead = not reader.owner_alive()  # asked before the reading: after it nothing can come
-        try:
-            entries, end = reader.read(held.offset, max_bytes=size)
-        except OSError as e:
-            internal_error(self.name, e)
-            return False
+        entries, end = reader.read(held.offset, max_bytes=size)
         held.offset, held.seen = end, max(held.seen, end)
         if entries:
             start, held.position = held.position, None
@@ -285,6 +286,8 @@ class WriteBehind(Service):
             return
         self._thinned_at = now
         for held in self._held.values():
+            if held.offset is None:
+                continue  # it may stop in the middle of any segment
             backlog = held.reader.backlog_bytes(held.offset)
             if backlog > CROWDED_BYTES:
                 fold = functools.partial(thin, drop_successes=backlog > OVERFULL_BYTES)

@@ -131,6 +131,15 @@ def upgrade(connections: Connections, key_type: str) -> int:
     """
     if version(connections) == VERSION:
         return 0
+    limit_s = connections.limit_s
+    connections.limit(None)  # a large table takes its time
+    try:
+        return _upgrade(connections, key_type)
+    finally:
+        connections.limit(limit_s)
+
+
+def _upgrade(connections: Connections, key_type: str) -> int:
     if connections.kind == "mysql":
         with _named_lock(connections):
             return _run(connections, key_type)
