@@ -55,8 +55,25 @@ _MAX_CACHED: Final = 4096
 _MIN_SECRET: Final = 4
 _SCALARS: Final = (str, int, float, bool, type(None))
 #: Bookkeeping of Dramatiq that says nothing about the job, and would make every retry look larger.
-_DROPPED_OPTIONS: Final = frozenset(("traceback",))
-_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+_DROPPED_OPTIONS: Final = frozenset(("traceback", "redis_message_id"))
+
+
+def _encoder() -> Callable[[Any], str]:
+    """JSONEncoder.encode, which makes its inner encoder anew for each call: here it is made once, where it is as we know it."""
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+    probe = {"a": [1, 2.5, "é\n", None, True]}
+    try:
+        inner = json.encoder.c_make_encoder(  # type: ignore[attr-defined]  # absent on PyPy
+            None, json.JSONEncoder().default, json.encoder.encode_basestring, None, ":", ",", False, False, False
+        )
+        if "".join(inner(probe, 0)) == encode(probe):
+            return lambda value: "".join(inner(value, 0))
+    except (TypeError, AttributeError):
+        pass
+    return encode
+
+
+_encode: Final = _encoder()
 
 
 class Redactor:
@@ -112,10 +129,14 @@ class PayloadEncoder:
           parameters: names of the actor's positional parameters, in order.
         """
         try:
-            if "traceback" in options:
+            if options and not _DROPPED_OPTIONS.isdisjoint(options):
                 options = {name: value for name, value in options.items() if name not in _DROPPED_OPTIONS}
             whole = {"args": args, "kwargs": kwargs, "options": options}
             if not self._hides_any(parameters):
+                if not kwargs and not options:  # as most messages are
+                    text = self._plain_text(args)
+                    if text is not None and len(text) < self.max_bytes // 2:
+                        return f'{{"args":{text},"kwargs":{{}},"options":{{}}}}', True
                 text = self._plain_text(whole)
                 if text is not None:
                     return text, True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import StoreError
@@ -42,10 +43,18 @@ class StoreTurns(Service):
             for duty in self._duties:
                 duty.turn(self._store)
         except StoreError:
-            self._store = None
+            if self._store is not None:
+                self._store.close()
+                self._store = None
 
-    def drain(self) -> None:
-        """Let each take its leave, and close the connection."""
+    def _run(self, stop: threading.Event, wake: threading.Event) -> None:
+        try:
+            super()._run(stop, wake)
+        finally:
+            self._guarded(self._leave)
+
+    def _leave(self) -> None:
+        """Let each take its leave, and close the connection; here, for it is this thread's."""
         store, self._store = self._store, None
         if store is None:
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +16,11 @@ from typing import Any
 import pytest
 
 from dramatiq_chaperone import records
-from dramatiq_chaperone.journal import Journal, JournalDirectory
+from dramatiq_chaperone.errors import StoreUnavailable
+from dramatiq_chaperone.journal import Journal, JournalDirectory, JournalReader
+from dramatiq_chaperone.service import internal_errors
 from dramatiq_chaperone.store import Store, counters, queries, upgrade
+from dramatiq_chaperone.store.turns import StoreTurns
 from dramatiq_chaperone.store.writer import WriteBehind
 from tests.contracts.conftest import NOW, StoreSettings, booted, drop_tables, ended, enqueued, origin, started, totals
 from tests.waiting import wait_until
@@ -198,8 +203,6 @@ class TestAServerInTrouble:
 
         import psycopg
 
-        from dramatiq_chaperone.errors import StoreUnavailable
-
         upgrade(settings)
 
         def work() -> None:
@@ -220,7 +223,6 @@ class TestAServerInTrouble:
     ) -> None:
         from urllib.parse import urlsplit
 
-        from dramatiq_chaperone.errors import StoreUnavailable
         from dramatiq_chaperone.store import database
 
         monkeypatch.setattr(database, "_READ_TIMEOUT_S", 1)
@@ -235,3 +237,118 @@ class TestAServerInTrouble:
         between.thaw()
         assert wait_until(lambda: store.rows("SELECT 1")) == [(1,)]
         store.close()
+
+    def test_the_last_turn_does_not_wait_for_a_lock(self, read: Store, settings: Any, tmp_path: Path) -> None:
+        import psycopg
+
+        upgrade(settings)
+        journal = Journal(tmp_path, origin())
+        journal.append(enqueued())
+        service = writer(tmp_path, settings)
+        with psycopg.connect(settings.database_url) as blocker:
+            blocker.execute(f'LOCK TABLE "{read.names["supervised_jobs"]}" IN ACCESS EXCLUSIVE MODE')  # type: ignore[call-overload]
+            begun = time.monotonic()
+            assert not service.finish(timeout_s=1.0)
+            assert time.monotonic() - begun < 5.0
+        assert service.finish(timeout_s=30.0)
+        assert _status(read) == "pending"
+        journal.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mysql"])
+def test_an_upgrade_has_no_limit(settings: Any, read: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dramatiq_chaperone.store import migrations
+
+    limits: list[Any] = []
+
+    def step(connections: Any, key_type: str) -> None:
+        limits.append(connections.limit_s)
+        connections.execute("SELECT pg_sleep(1)" if connections.kind == "postgres" else "SELECT SLEEP(1)")
+
+    monkeypatch.setattr(migrations, "STEPS", (migrations.create_tables, step))
+    monkeypatch.setattr(migrations, "VERSION", 2)
+    read.limit(0.5)
+    migrations.upgrade(read, read.key_type)
+    assert (limits, read.limit_s) == ([None], 0.5)
+    with pytest.raises(StoreUnavailable):
+        read.rows("SELECT pg_sleep(5)" if read.kind == "postgres" else "SELECT SLEEP(5)")
+
+
+def test_what_is_held_is_known_while_the_store_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dramatiq_chaperone.store.writer.CROWDED_BYTES", 0)
+    journal = Journal(tmp_path, origin("host-1-first"))
+    journal.append(enqueued())
+    service = writer(tmp_path, StoreSettings("postgresql://nobody@127.0.0.1:1/nothing"))
+    folded: list[int] = []
+    monkeypatch.setattr(JournalReader, "compact", lambda self, position, fold: folded.append(position))
+    service.run_once()
+    assert list(service.held()) == ["host-1-first"]
+    assert JournalDirectory(tmp_path).take("host-1-first") is None
+    assert folded == []
+    later = Journal(tmp_path, origin("host-2-later"))
+    service.run_once()  # the store is not asked again yet
+    assert sorted(service.held()) == ["host-1-first", "host-2-later"]
+    assert not service.finish(timeout_s=0.1)
+    journal.close()
+    later.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_trouble_with_one_journal(read: Store, settings: StoreSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journals = [Journal(tmp_path / "journals", origin(name)) for name in ("host-1-bad", "host-2-good")]
+    for journal in journals:
+        journal.append(enqueued(journal.origin.worker_id))
+    read_journal = JournalReader.read
+
+    def read_some(self: JournalReader, position: int, **more: Any) -> Any:
+        if self.name == "host-1-bad":
+            raise ValueError("what nobody thought of")
+        return read_journal(self, position, **more)
+
+    service = writer(tmp_path / "journals", settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalReader, "read", read_some)
+        service.run_once()
+        assert read.rows("SELECT job_id FROM {supervised_jobs}") == [("host-2-good",)]
+        assert internal_errors.pop("writer") == 1
+        assert not service.finish(timeout_s=0.2)  # not everything is in the store
+    internal_errors.pop("writer")
+    assert service.finish(timeout_s=30)
+    assert read.rows("SELECT COUNT(*) FROM {supervised_jobs}") == [(2,)]
+    for journal in journals:
+        journal.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_the_end_does_not_wait_for_an_upgrade(settings: StoreSettings, tmp_path: Path) -> None:
+    journal = Journal(tmp_path, origin())
+    journal.append(enqueued())
+    begun = time.monotonic()
+    assert not writer(tmp_path, replace(settings, auto_migrate=False)).finish(timeout_s=30)
+    assert time.monotonic() - begun < 10
+    journal.close()
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_the_duties_close_their_connection(settings: StoreSettings, read: Store) -> None:
+    upgrade(settings)
+    pids: list[int] = []
+
+    class Duty:
+        def turn(self, store: Store) -> None:
+            pids[:] = [store.rows("SELECT pg_backend_pid()")[0][0]]
+
+        def leave(self, store: Store) -> None:
+            pass
+
+    duties = StoreTurns(settings, [Duty()])
+    gc.disable()  # else it may close what we forgot
+    try:
+        duties.start()
+        wait_until(lambda: pids)
+        connection = duties._store.database._state  # type: ignore[union-attr]
+        assert duties.stop(timeout_s=10)
+        wait_until(lambda: not read.rows("SELECT 1 FROM pg_stat_activity WHERE pid = ?", (pids[0],)))
+    finally:
+        gc.enable()
+        del connection
