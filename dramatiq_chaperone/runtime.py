@@ -246,7 +246,7 @@ class _Process:
     def _write_here(self) -> WriteBehind:
         """The store is only imported where somebody has to write."""
         with unforkable:
-            from .store.writer import WriteBehind
+            from .store.writer import SMALL_SLICE_BYTES, WriteBehind
 
         own, directory = self.journal.origin.worker_id, JournalDirectory(self.settings.journal_dir)
         self._writer = WriteBehind(
@@ -254,6 +254,7 @@ class _Process:
             self.settings,
             takes=lambda name: name == own or directory.is_orphan(name),
             gentle=self.role == "producer",
+            slice_bytes=SMALL_SLICE_BYTES,
         )
         return self._writer
 

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dramatiq_chaperone.store")
 
 INTERVAL_S: Final = 1.0
-#: Larger ones cost memory and win nothing: 256 KB hold some hundred jobs.
-SLICE_BYTES: Final = 256 << 10
+#: How much of a journal goes into one transaction: a larger slice is faster by row and takes more memory.  A process that has
+#: jobs to run beside takes small ones.
+SLICE_BYTES: Final = 1 << 20
+SMALL_SLICE_BYTES: Final = 256 << 10
 #: A process that sends gives so much of each second to this, and takes so much at once.
 GENTLE_S: Final = 0.020
 GENTLE_BYTES: Final = 32 << 10
@@ -83,10 +85,12 @@ class WriteBehind(Service):
         gentle: bool = False,
         exit_of: Callable[[str], tuple[int | None, str | None]] = lambda worker_id: (None, None),
         interval_s: float = INTERVAL_S,
+        slice_bytes: int = SLICE_BYTES,
     ) -> None:
         super().__init__(interval_s=interval_s)
         self._directory, self._settings = directory, settings
         self._takes, self._gentle, self._exit_of = takes, gentle, exit_of
+        self._slice_bytes = slice_bytes
         self._store: Store | None = None
         self._held: dict[str, _Held] = {}
         self._failures = 0
@@ -181,7 +185,7 @@ class WriteBehind(Service):
     def _write(self, store: Store, deadline: float | None) -> bool:
         """Slice by slice, one of each journal in turn, until there is no more; gently where we are a guest."""
         budget_end = time.monotonic() + GENTLE_S if self._gentle and deadline is None and not self._is_quiet() else None
-        size = SLICE_BYTES if budget_end is None else GENTLE_BYTES
+        size = self._slice_bytes if budget_end is None else GENTLE_BYTES
         waiting = list(self._held)
         is_done = True
         while waiting:
