@@ -1,6 +1,6 @@
 """Every error that Chaperone raises, above one root.
 
-The docstring of a class is its default message; what a caller may want to act on travels as attributes.
+The first sentence of a class's docstring is its default message; what a caller may want to act on travels as attributes.
 Two stand elsewhere on purpose: ``BreakerOpen`` is a pybreaker class, and :class:`JobCancelled` is an Interrupt.
 """
 
@@ -16,7 +16,7 @@ class ChaperoneError(Exception):
     """Chaperone could not do what it was asked to."""
 
     def __init__(self, message: str | None = None, **data: Any) -> None:
-        super().__init__(message or self.__doc__)
+        super().__init__(message or " ".join((self.__doc__ or "").partition("\n\n")[0].split()))
         self.__dict__.update(data)
 
 

@@ -62,7 +62,7 @@ class Bench:
         return dramatiq.actor(fn, broker=self.broker, **options) if fn is not None else dramatiq.actor(broker=self.broker, **options)
 
     def work(self, *, threads: int = 2) -> Worker:
-        """Start a worker; the tape is there first, so that the process does not write to a store."""
+        """Start a worker."""
         worker = Worker(self.broker, worker_timeout=50, worker_threads=threads)
         worker.start()
         self._workers.append(worker)
@@ -95,6 +95,7 @@ def make_bench(chaperone_env: Callable[..., None], state_dir: Path) -> Iterator[
         chaperone = Chaperone(state_dir=str(state_dir), **settings)
         broker = StubBroker(middleware=middleware)
         broker.add_middleware(chaperone)
+        chaperone.after_process_boot(broker)  # as in the dramatiq command: the journal is left to a watcher, here the tape
         broker.declare_queue("default")
         benches.append(Bench(broker, chaperone))
         return benches[-1]
