@@ -5,7 +5,7 @@ from __future__ import annotations
 from .events import on
 from .middleware import Chaperone
 from .supervision.actors import SupervisedActor
-from .supervision.jobs import Job, JobLogFilter, current_job, heartbeat, report_progress, supervision_id
+from .supervision.jobs import Job, JobLogFilter, current_job, heartbeat, report_progress, supervision_id, track
 from .supervision.sending import initiated_by
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "heartbeat",
     "report_progress",
     "supervision_id",
+    "track",
     "SupervisedActor",
     "JobLogFilter",
     # Where jobs are sent.

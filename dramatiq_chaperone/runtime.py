@@ -151,6 +151,7 @@ class Runtime:
         if master is None or master.pid is None:
             raise RuntimeError("There is no master process.")
         path = _announcement(master.pid)
+        _private(path.parent.parent)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in path.parent.glob("*.json"):
             pid, _, started_at = old.stem.partition("-")

@@ -118,8 +118,10 @@ class Settings:
     cpu_limit: float = _limit(80.0, "CPU of a job, in percent of one core; 0: no limit.", unit="percent", high=100_000, in_use=False)
     disk_space_threshold: float = _limit(1024.0, "Free disk space below which no job starts; 0: off.", unit="MB", in_use=False)
     file_descriptor_limit: int = _limit(1024, "Open files of a process; 0: no limit.", in_use=False)
-    heartbeat_interval: float = _limit(60.0, "How often a job that sends heartbeats has to; 0: as it likes.", unit="seconds", high=86_400)
-    missed_heartbeats: int = _limit(3, "So many missed in a row make it stuck.", low=1, high=1000)
+    heartbeat_interval: float = _limit(
+        60.0, "How often a job that sends heartbeats has to; 0: as it likes.", unit="seconds", high=86_400, in_use=False
+    )
+    missed_heartbeats: int = _limit(3, "So many missed in a row make it stuck.", low=1, high=1000, in_use=False)
     worker_heartbeat: float = _limit(5.0, "How often a worker process says that it lives.", unit="seconds", low=0.1, high=60)
     on_timeout: str = _action("interrupt", "at the timeout")
     on_memory: str = _action("record", "at the memory limit")

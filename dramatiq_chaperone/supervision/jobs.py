@@ -301,6 +301,12 @@ def report_progress(
         job.report_progress(current, total, metadata, phase=phase, **more)
 
 
+def track(rows: Iterable[T], *, total: int | None = None, phase: str | None = None) -> Iterable[T]:
+    """:meth:`Job.track` of the current job; outside of a job, or of one that is not supervised, just *rows*."""
+    job = _current.get()
+    return rows if job is None else job.track(rows, total=total, phase=phase)
+
+
 def supervision_id() -> str | None:
     """The id of the current job, which is the id of its message; None outside of a job."""
     job = _current.get()

@@ -26,7 +26,7 @@ from pathlib import Path
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
-from dramatiq_chaperone import Chaperone, current_job, heartbeat, report_progress
+from dramatiq_chaperone import Chaperone, heartbeat, report_progress, track
 
 broker = RedisBroker(url=os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"))
 broker.add_middleware(Chaperone())
@@ -53,7 +53,6 @@ def index_file(path: str) -> None:
 @dramatiq.actor(queue_name="packages", time_limit=300_000, notify_shutdown=True)
 def index_package(name: str, folder: str) -> None:
     """Count a package file by file, then compress it as one archive."""
-    track = current_job().track
     files = sorted(Path(folder).rglob("*.py"))
     total: Counter[str] = Counter()
     for file in track(files, phase="count"):

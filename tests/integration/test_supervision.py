@@ -251,6 +251,7 @@ class TestHandle:
         chaperone.heartbeat({"status": "ok"}, more=1)
         chaperone.report_progress(1, 2, {"phase": "x"}, phase="y")
         assert chaperone.supervision_id() is None
+        assert list(chaperone.track(["a", "b"], total=2, phase="x")) == ["a", "b"]
 
     def test_heartbeats(self, bench: Bench) -> None:
         @bench.actor
