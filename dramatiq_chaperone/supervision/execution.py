@@ -127,7 +127,7 @@ class Execution:
             options = message.options
             job = self._job(slot, message, is_async=is_async)
             due_at = max(message.message_timestamp, options.get("requeue_timestamp", 0)) / 1000
-            job.timeout_s = timeout_s = self._arm(slot, policy, options, job.started)
+            timeout_s = self._arm(slot, policy, options, job.started)
             self._append(
                 (
                     records.STARTED,

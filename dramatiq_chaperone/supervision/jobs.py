@@ -59,7 +59,6 @@ class Job:
 
     # What most runs never change stands here: a job is made for each message, and each assignment counts.
     ended: float | None = None
-    timeout_s: float | None = None
     cpu_exact: float | None = None
     process_cpu_started: float = 0.0
     is_cancelled = False
@@ -70,7 +69,6 @@ class Job:
     current: float | None = None
     total: float | None = None
     phase: str | None = None
-    last_heartbeat: float | None = None
     _metadata: dict[str, Any] | None = None
     _source = "manual"
     _reports = 0
@@ -115,7 +113,6 @@ class Job:
         """
         if self.ended is not None:
             return
-        self.last_heartbeat = monotonic()
         self._metadata = {**(metadata or {}), **more}
         self._source = "manual"
         self._report()
@@ -136,7 +133,6 @@ class Job:
             return
         self.current = current
         self.total = total
-        self.last_heartbeat = monotonic()
         if phase is not None:
             self.phase = phase
         if metadata or more:

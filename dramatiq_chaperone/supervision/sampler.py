@@ -56,7 +56,6 @@ class Sampler(Service):
         self._children = resources.Children(0, 0, 0.0)
         self._open_files = 0
         self._process = (time.monotonic(), resources.process_cpu_s())
-        self._cpu_percent = 0.0
 
     def run_once(self) -> None:
         """One turn: deadlines each time, samples and beats when they are due."""
@@ -128,7 +127,7 @@ class Sampler(Service):
         then, before = self._process
         cpu = resources.process_cpu_s()
         self._process = (now, cpu)
-        self._cpu_percent = 100 * (cpu - before) / max(now - then, 1e-3)
+        cpu_percent = 100 * (cpu - before) / max(now - then, 1e-3)
         self._beat += 1
         gauges = {
             "open_files": self._open_files,
@@ -148,7 +147,7 @@ class Sampler(Service):
                 time.time(),
                 self._beat,
                 resources.rss_bytes(),
-                round(self._cpu_percent, 2),
+                round(cpu_percent, 2),
                 execution.jobs_processed,
                 execution.jobs_failed,
                 to_json(gauges),
