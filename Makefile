@@ -1,17 +1,18 @@
 # `make test` and `make demo` need nothing but Python 3.11 or newer; PYTHON=... chooses one.
-# ARGS=... is passed on to pytest or to the demo.
+# ARGS=... is passed on to pytest or to the demo; WORKERS=... is how many of pytest's processes share the tests.
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-PYTHON ?=
+PYTHON  ?=
+# Tests of real processes wait more than they work, so there are more of them than cores.
+WORKERS ?= 4
 PYTHON_CANDIDATES := $(if $(PYTHON),$(PYTHON),python3.13 python3.12 python3.11 python3 python $(sort $(wildcard $(HOME)/.pyenv/versions/3.1[1-9]*/bin/python)))
 
 # pip reads the dependencies from setup.cfg, so a stamp older than it means: install again.
 TEST_STAMP := $(VENV)/.installed-for-test
 DEMO_STAMP := $(VENV)/.installed-for-demo
-BENCH_STAMP := $(VENV)/.installed-for-bench
 
 .DEFAULT_GOAL := help
 .PHONY: help test demo check lint types layers docs bench soak format build clean
@@ -20,7 +21,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(TEST_STAMP) ## Run all tests, the long ones scaled down
-	@$(PYTEST) -m "not benchmark" $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile -m "not benchmark" $(ARGS)
 
 demo: $(DEMO_STAMP) ## Watch a real worker at work, in this terminal (ARGS="--for 30" ends by itself)
 	@$(BIN)/chaperone demo $(ARGS)
@@ -44,7 +45,7 @@ docs: $(TEST_STAMP)
 	@out=$$($(PYTEST) -q tests/unit/test_docs.py 2>&1) || { echo "$$out" >&2; exit 1; }
 	@echo "docs: ok"
 
-bench: $(BENCH_STAMP) ## Print the figures of docs/performance.md
+bench: $(TEST_STAMP) ## Print the figures of docs/performance.md
 	@$(PYTEST) -q -s --timeout=1800 -m benchmark tests/benchmarks $(ARGS)
 
 soak: $(TEST_STAMP) ## Run the long tests at full size
@@ -69,11 +70,6 @@ $(TEST_STAMP): setup.cfg | $(BIN)/python
 $(DEMO_STAMP): setup.cfg | $(BIN)/python
 	@echo "Installing what the demo needs into $(VENV) (once; about half a minute) ..."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[demo]"
-	@touch $@
-
-$(BENCH_STAMP): $(TEST_STAMP)
-	@echo "Installing what is compared with into $(VENV) (once) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[bench]"
 	@touch $@
 
 # Each candidate is run, not just looked up: version managers put commands on the PATH that only print an error,

@@ -1,14 +1,15 @@
 """Every error that Chaperone raises, above one root.
 
 The first sentence of a class's docstring is its default message; what a caller may want to act on travels as attributes.
-Two stand elsewhere on purpose: ``BreakerOpen`` is a pybreaker class, and :class:`JobCancelled` is an Interrupt.
+Some stand elsewhere on purpose: ``BreakerOpen`` is a pybreaker class; :class:`JobCancelled` and what ends a job at a limit
+are Interrupts, for ``except Exception`` in an actor must not swallow them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from dramatiq.middleware import MiddlewareError
+from dramatiq.middleware import MiddlewareError, TimeLimitExceeded
 from dramatiq.threading import Interrupt
 
 
@@ -64,8 +65,41 @@ class CommandRefused(ChaperoneError):
     """The worker does not know this command, or cannot carry it out."""
 
 
-class JobCancelled(Interrupt):
-    """The job was cancelled.
+class JobProcessDied(ChaperoneError):
+    """The process of an isolated job died before it could report.
 
-    An Interrupt, outside of :class:`ChaperoneError`: ``except Exception`` in an actor must not swallow it.
+    Attributes:
+      exit_code: negative for a signal, None where it is not known.
+      exit_cause: in words, for example ``'SIGKILL (out of memory)'``; ``'unknown'`` where it is not known.
     """
+
+    exit_code: int | None = None
+    exit_cause: str = "unknown"
+
+
+class JobCancelled(Interrupt):
+    """The job was cancelled: an operator has ended it, and it is not retried."""
+
+
+class JobRequeued(Interrupt):
+    """The run was ended by an operator, for its message to run again."""
+
+
+class LimitExceeded(Interrupt):
+    """The job is past a limit that ends it; Retries decides whether it runs again."""
+
+
+class MemoryLimitExceeded(LimitExceeded):
+    """The job uses more memory than its memory_limit."""
+
+
+class CpuLimitExceeded(LimitExceeded):
+    """The job uses more CPU than its cpu_limit."""
+
+
+class HeartbeatsMissed(LimitExceeded):
+    """The job is stuck: it has missed the heartbeats that it promised."""
+
+
+class TimeoutExceeded(TimeLimitExceeded):
+    """The job runs longer than its timeout."""

@@ -10,13 +10,19 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 import socket
 from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+#: In the cause of an end: the kernel killed it because memory ran out.
+OUT_OF_MEMORY: Final = "out of memory"
+
 _FINGERPRINTS: Final = 1_000_000
 _DEAD_STATES: Final = frozenset("ZXx")
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_PROC: Final = Path("/proc")
 _HAS_PROC: Final = Path("/proc/self/stat").exists()
 
 
@@ -24,6 +30,8 @@ class _Stat(NamedTuple):
     state: str
     #: Clock ticks from the boot of the machine to the start of the process.
     started_ticks: int
+    #: As of waitpid; only a zombie has one.
+    wait_status: int
 
 
 def host_name() -> str:
@@ -82,6 +90,71 @@ def is_alive(pid: int, started_at: float) -> bool:
     return stat.state not in _DEAD_STATES and stat.started_ticks % _FINGERPRINTS == _fingerprint(started_at)
 
 
+def exit_code(pid: int, started_at: float) -> int | None:
+    """The exit code of a process that has ended and that its parent has not waited for yet; negative: the signal that ended it.
+
+    None where it still runs, is gone for good, or the system does not tell.  A zero is not believed: it is also what those
+    see who may not know.  Source: proc_pid_stat(5), field 52.
+    """
+    stat = _read_stat(pid) if _HAS_PROC else None
+    if stat is None or stat.state not in _DEAD_STATES or stat.started_ticks % _FINGERPRINTS != _fingerprint(started_at):
+        return None
+    return os.waitstatus_to_exitcode(stat.wait_status) or None
+
+
+def oom_kills(pid: int) -> int | None:
+    """How many processes of *pid*'s cgroup the kernel has killed because memory ran out, since the cgroup is there.
+
+    None where *pid* is gone, or the system does not count.  Source: cgroup-v2.rst, memory.events; cgroup-v1/memory.rst, memory.oom_control.
+    """
+    try:
+        groups = (_PROC / str(pid) / "cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    for line in groups:
+        number, controllers, path = line.split(":", 2)
+        if number == "0" and not controllers:
+            root, name = _CGROUPS, "memory.events"
+        elif "memory" in controllers.split(","):
+            root, name = _CGROUPS / "memory", "memory.oom_control"
+        else:
+            continue
+        # In a container the path may be the host's, and what is mounted the container's own.
+        for place in (root / path.lstrip("/"), root):
+            found = _count_in(place / name)
+            if found is not None:
+                return found
+    return None
+
+
+def _count_in(path: Path) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(" ")
+        if name == "oom_kill" and value.strip().isdigit():
+            return int(value)
+    return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, by SIGSTOP, a terminal or a debugger.  False where the system does not tell."""
+    stat = _read_stat(pid) if _HAS_PROC else None
+    return stat is not None and stat.state in {"T", "t"}
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; False where the system does not tell.  Source: proc_pid_status(5)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    masks = (line.removeprefix("SigCgt:") for line in status.splitlines() if line.startswith("SigCgt:"))
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
 def new_worker_id(pid: int | None = None) -> str:
     """A new name for this process (or *pid*): ``<host>-<pid>-<8 hex digits>``, at most 90 characters, safe in a file name."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "_", host_name())[:64].strip(".-") or "host"
@@ -94,7 +167,7 @@ def _read_stat(pid: int) -> _Stat | None:
         return None
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return _Stat(fields[0].decode(), int(fields[19]))
+        return _Stat(fields[0].decode(), int(fields[19]), int(fields[49]))
     except (OSError, IndexError):
         return None
 
@@ -134,3 +207,16 @@ def _is_alive_elsewhere(pid: int, started_at: float) -> bool:
         return True
     except psutil.Error:
         return False
+
+
+def exit_cause(exit_code: int | None, *, was_oom: bool = False) -> str:
+    """What ended a process, in words; ``'unknown'`` where that is not known."""
+    if exit_code is None:
+        return "unknown"
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    return f"{name} ({OUT_OF_MEMORY})" if was_oom and exit_code == -signal.SIGKILL else name

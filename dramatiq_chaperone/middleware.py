@@ -12,9 +12,9 @@ from .errors import SettingsError
 from .runtime import Runtime, watch
 from .service import internal_error
 from .settings import Settings
-from .supervision.execution import hide_wrapper
-from .supervision.policy import NUMBERS, OPTIONS
+from .supervision.policy import CHECKED, OPTIONS
 from .supervision.sending import check_options
+from .supervision.tracebacks import hide_ours
 
 
 class Chaperone(Middleware):
@@ -76,7 +76,7 @@ class Chaperone(Middleware):
         self._broker = broker
         broker.middleware = [self, *self._others(broker)]
         if self.settings.enabled:
-            self._runtime = Runtime(self.settings, broker)
+            self._runtime = self.gate.runtime = Runtime(self.settings, broker)
             self._default_retries(broker)
 
     def _others(self, broker: Broker) -> list[Middleware]:
@@ -119,7 +119,7 @@ class Chaperone(Middleware):
     # The life of a message.
 
     def before_enqueue(self, broker: Broker, message: Any, delay: int | None) -> None:
-        if not NUMBERS.isdisjoint(message.options):
+        if not CHECKED.isdisjoint(message.options):
             check_options(f"message {message.message_id}", message.options)
 
     def after_enqueue(self, broker: Broker, message: Any, delay: int | None) -> None:
@@ -173,9 +173,15 @@ class Chaperone(Middleware):
 class Gate(Middleware):
     """The last middleware of all: admission, after every other one has had its say; the first to hear of a run's end."""
 
+    runtime: Runtime | None = None
+
+    def before_process_message(self, broker: Broker, message: Any) -> None:
+        if (runtime := self.runtime) is not None and (admission := runtime.admission) is not None:
+            admission.admit(message)
+
     def after_process_message(self, broker: Broker, message: Any, *, result: Any = None, exception: BaseException | None = None) -> None:
         if exception is not None:
             try:
-                hide_wrapper(exception)
+                hide_ours(exception)
             except Exception as error:  # noqa: BLE001 - as above
                 internal_error("gate", error, job_id=message.message_id)

@@ -1,6 +1,7 @@
 """The tables as peewee models, for queries of your own: ``SupervisedJob.failed().where(SupervisedJob.queue == "mail")``.
 
-They read the store that the environment or chaperone.toml names; see :mod:`.store.models`.
+They read the store that the environment or chaperone.toml names, or inside of ``with using(url):`` another.  See
+docs/querying.md.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .store.models import (
     SupervisedJob,
     SupervisedJobError,
     Worker,
+    using,
 )
 
 __all__ = [
@@ -25,4 +27,5 @@ __all__ = [
     "SupervisedJob",
     "SupervisedJobError",
     "Worker",
+    "using",
 ]

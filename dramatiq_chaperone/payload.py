@@ -25,6 +25,8 @@ from .service import internal_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .records import Payload
+
 REDACTED: Final = "[redacted]"
 
 #: Keys whose values are never kept, unless ``redact`` says ``!pattern``.
@@ -53,7 +55,19 @@ _MAX_DEPTH: Final = 64
 _MAX_REPR: Final = 200
 _MAX_CACHED: Final = 4096
 _MIN_SECRET: Final = 4
+#: What is recorded as it is: so many arguments, of so many characters each, and in JSON at most so many bytes in all.
+_MAX_PLAIN: Final = 8
+_MAX_PLAIN_TEXT: Final = 200
+_PLAIN_BYTES: Final = _MAX_PLAIN * (4 * _MAX_PLAIN_TEXT + 3) + 100
+_MAX_INT: Final = 2**63 - 1
 _SCALARS: Final = (str, int, float, bool, type(None))
+#: A name, what is between, and a value: ``token=abc``, ``'pin': '1234'``, ``Authorization: Bearer abc``.  A name is tried from its
+#: beginning only, and never given back in parts: a message may be one word of a megabyte.
+_NAMED_VALUE: Final = re.compile(
+    r"""(?<![\w-])([\w-]++)(["']?\s?[=:]\s?)((?:(?:Bearer|Basic|Token)\s+)?(?:"[^"]*"|'[^']*'|[^\s"',;&)\]}]+))"""
+)
+_NOT_YET_A_NAME: Final = re.compile(r"^[^A-Za-z_]+")
+_URL_PASSWORD: Final = re.compile(r"(://[^\s/:@?#]*:)[^\s/@]+@")
 #: Bookkeeping of Dramatiq that says nothing about the job, and would make every retry look larger.
 _DROPPED_OPTIONS: Final = frozenset(("traceback", "redis_message_id"))
 
@@ -104,6 +118,14 @@ class Redactor:
             self._hides[key] = decision
         return decision
 
+    def in_text(self, text: str) -> str:
+        """*text* without what looks like the value of a hidden name (``password=…``, ``"token": …``), and without passwords in URLs."""
+        text = _URL_PASSWORD.sub(rf"\1{REDACTED}@", text)
+        return _NAMED_VALUE.sub(self._without_value, text)
+
+    def _without_value(self, match: re.Match[str]) -> str:
+        return match[1] + match[2] + REDACTED if self.hides(_NOT_YET_A_NAME.sub("", match[1])) else match[0]
+
 
 class PayloadEncoder:
     """Makes JSON text of arguments and metadata.  May be used by many threads at once.
@@ -133,10 +155,6 @@ class PayloadEncoder:
                 options = {name: value for name, value in options.items() if name not in _DROPPED_OPTIONS}
             whole = {"args": args, "kwargs": kwargs, "options": options}
             if not self._hides_any(parameters):
-                if not kwargs and not options:  # as most messages are
-                    text = self._plain_text(args)
-                    if text is not None and len(text) < self.max_bytes // 2:
-                        return f'{{"args":{text},"kwargs":{{}},"options":{{}}}}', True
                 text = self._plain_text(whole)
                 if text is not None:
                     return text, True
@@ -165,6 +183,10 @@ class PayloadEncoder:
         except Exception as e:  # noqa: BLE001 - arguments can be anything, and a job must be sent whatever they are
             internal_error("payload", e)
         return tuple(sorted(found, key=len, reverse=True))
+
+    def takes_plain(self, parameters: tuple[str, ...]) -> bool:
+        """Whether plain arguments for these parameters need no encoding here: nothing is hidden, and they fit."""
+        return self.redactor.replace is None and self.max_bytes >= _PLAIN_BYTES and not self._hides_any(parameters)
 
     def _hides_any(self, parameters: tuple[str, ...]) -> bool:
         hidden = self._hidden_parameters.get(parameters)
@@ -229,6 +251,30 @@ class PayloadEncoder:
                 return text, copy.complete
             budget = min(budget * self.max_bytes // size, budget - budget // 4)
         return "{}", False
+
+
+def is_plain(args: Sequence[Any]) -> bool:
+    """Whether positional arguments are few and small, and such that JSON, and every database, has them as they are."""
+    if len(args) > _MAX_PLAIN:
+        return False
+    for each in args:
+        kind = type(each)
+        if kind is str:
+            if len(each) > _MAX_PLAIN_TEXT or not each.isprintable():  # so no NUL and no half surrogate either
+                return False
+        elif kind is int:
+            if not -_MAX_INT <= each <= _MAX_INT:
+                return False
+        elif each is not None and kind is not bool:
+            return False
+    return True
+
+
+def payload_text(payload: Payload) -> str | None:
+    """The JSON text of what a journal has as a message's payload."""
+    if isinstance(payload, tuple):
+        return f'{{"args":{_encode(payload)},"kwargs":{{}},"options":{{}}}}'
+    return payload
 
 
 def redact_text(text: str, secrets: Sequence[str]) -> str:

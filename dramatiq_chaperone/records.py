@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 
 class JobStatus(StrEnum):
-    """The states of a job.  Waiting for a retry is PENDING with ``retry_at``."""
+    """The states of a job.  Waiting for a retry is PENDING with ``retry_at``, put off it is PENDING with ``eta``."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -41,6 +41,9 @@ STATUS_RANK: Final[dict[str, int]] = {
 }
 FINAL_RANK: Final = 8
 
+#: Upper bounds of the buckets of every duration, in seconds; beyond the last there is one more.
+BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
 #: How a run can end.  A job is completed, a run has succeeded.
 RUN_OUTCOMES: Final = ("succeeded", "failed", "interrupted", "killed", "lost")
 
@@ -58,6 +61,18 @@ WORKER_STOPPED: Final = 11
 DROPPED: Final = 12
 COMMAND_DONE: Final = 13
 COUNTED: Final = 14
+QUEUE_READ: Final = 15
+VIOLATED: Final = 16
+HEALTH_CHECKED: Final = 17
+STUCK: Final = 18
+DEFERRED: Final = 20
+BREAKER_CALLS: Final = 23
+
+
+#: Of a message: JSON text {"args": [...], "kwargs": {...}, "options": {...}}, redacted and capped by the sender; or, where
+#: there is nothing else and nothing to hide, its few small positional arguments as they are, for the writer has more time
+#: than the sender.  None: not recorded.
+Payload = str | tuple[str | int | None, ...] | None
 
 
 class Enqueued(NamedTuple):
@@ -73,8 +88,7 @@ class Enqueued(NamedTuple):
     enqueued_at: float
     eta: float | None
     retry_at: float | None
-    #: JSON text {"args": [...], "kwargs": {...}, "options": {...}}, redacted and capped by the sender; None: not recorded.
-    payload: str | None
+    payload: Payload
     payload_complete: bool
     initiator_type: str | None
     initiator_id: str | None
@@ -116,7 +130,7 @@ class Ended(NamedTuple):
     queue: str
     #: One of RUN_OUTCOMES.
     outcome: str
-    #: What it makes of the job: a final JobStatus, or None when a retry follows.
+    #: What it makes of the job: a final JobStatus; None when a retry follows; LOST where another worker has the message.
     status: str | None
     duration_s: float
     cpu_seconds: float | None
@@ -201,7 +215,7 @@ class Dead(NamedTuple):
     actor: str
     queue: str
     enqueued_at: float
-    #: 'retries exhausted', 'rejected', 'poison', 'unknown actor' or 'age'.
+    #: 'retries exhausted', 'rejected', 'cancelled', 'poison', 'unknown actor' or 'age'.
     reason: str
     exception: str | None
     message: str | None
@@ -252,13 +266,17 @@ class Dropped(NamedTuple):
     number: int
 
 
+#: The outcome of a command for the fleet that this worker cannot carry out, and another perhaps can.
+PASSED: Final = "passed"
+
+
 class CommandDone(NamedTuple):
     """A worker answers a command."""
 
     kind: int
     at: float
     command_id: str
-    #: 'done', 'refused' or 'failed'.
+    #: 'done', 'refused', 'failed' or PASSED.
     outcome: str
     detail: str | None
 
@@ -278,6 +296,108 @@ class Counted(NamedTuple):
     duration_sum_s: float
 
 
+class QueueRead(NamedTuple):
+    """What a broker said of one of its queues."""
+
+    kind: int
+    at: float
+    #: The class of the broker.
+    broker: str
+    queue: str
+    #: Messages, as in brokers.QueueReading.
+    ready: int
+    delayed: int
+    dead: int
+    #: When the message that is next was made; None where nothing is ready, or the broker cannot tell.
+    oldest_at: float | None
+    #: Whether the worker that read it fetches nothing from it; and what everything in it waits for then, where that is known.
+    paused: bool = False
+    paused_for: str | None = None
+
+
+class Violated(NamedTuple):
+    """A limit was passed: one entry an episode."""
+
+    kind: int
+    at: float
+    #: None: it is the worker's, whose jobs cannot be told apart.
+    job_id: str | None
+    run_id: str | None
+    #: 'memory' (bytes), 'cpu' (percent of one core), 'timeout' (seconds), 'disk' (bytes) or 'file_descriptors'.
+    type: str
+    limit: float
+    actual: float
+    #: 'exact' or 'shared'.
+    attribution: str
+    #: JSON text: the evidence.
+    metadata: str | None
+    actor: str = ""
+    queue: str = ""
+    #: Whether nobody set the limit: then it is not counted.
+    is_default: bool = False
+
+
+class HealthChecked(NamedTuple):
+    """The health of a running job."""
+
+    kind: int
+    at: float
+    job_id: str
+    run_id: str
+    #: 'healthy', 'degraded', 'unhealthy' or 'unknown'.
+    status: str
+    reason: str | None
+    #: JSON text: the findings.
+    metadata: str | None
+    #: Whether it is another than before; else it is the periodic record.
+    is_change: bool
+
+
+class Deferred(NamedTuple):
+    """A worker put the message off: it did not run, and comes back without using a retry."""
+
+    kind: int
+    at: float
+    job_id: str
+    retries: int
+    actor: str
+    queue: str
+    enqueued_at: float
+    eta: float
+    #: What it waits for, in words.
+    reason: str | None = None
+
+
+class StuckSeen(NamedTuple):
+    """A running job has missed heartbeats, or moves again: then it has missed none."""
+
+    kind: int
+    at: float
+    job_id: str
+    run_id: str
+    #: In a row, by now.
+    missed_heartbeats: int
+    #: Whether that makes it stuck.
+    is_stuck: bool
+
+
+class BreakerCalls(NamedTuple):
+    """Guarded calls of a process, by service, since its last entry: circuits.Calls."""
+
+    kind: int
+    at: float
+    service: str
+    succeeded: int
+    failed: int
+    refused: int
+    ignored: int
+    successes: int
+    last_success_at: float
+    window_size: int
+    seconds: float = 0.0
+    buckets: tuple[int, ...] = ()
+
+
 ENTRY_TYPES: Final[dict[int, Any]] = {
     ENQUEUED: Enqueued,
     STARTED: Started,
@@ -293,6 +413,12 @@ ENTRY_TYPES: Final[dict[int, Any]] = {
     DROPPED: Dropped,
     COMMAND_DONE: CommandDone,
     COUNTED: Counted,
+    QUEUE_READ: QueueRead,
+    VIOLATED: Violated,
+    HEALTH_CHECKED: HealthChecked,
+    DEFERRED: Deferred,
+    STUCK: StuckSeen,
+    BREAKER_CALLS: BreakerCalls,
 }
 
 

@@ -177,7 +177,7 @@ class Service:
             wake.wait(self.interval_s)
             wake.clear()
 
-    def _guarded(self, step: Callable[[], None]) -> None:
+    def _guarded(self, step: Callable[[], object]) -> None:
         try:
             step()
         except BaseException as e:  # noqa: BLE001 - whatever it is, supervision goes on

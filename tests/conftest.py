@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -20,9 +20,16 @@ from tests.waiting import wait_until
 PROCESSES = pytest.StashKey[list[Process]]()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before any test module is imported: none may see the settings of the person who runs the tests."""
     environment.isolate()
+    environment.TEST_SETTINGS.update(getattr(config, "workerinput", {}).get("test_settings", {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A process of pytest-xdist starts without what was taken out of the environment."""
+    node.workerinput["test_settings"] = dict(environment.TEST_SETTINGS)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,20 +8,32 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 from dramatiq_chaperone import __version__
 from dramatiq_chaperone.errors import ChaperoneError, SettingsError
 
+from .breakers import breakers
+from .completion import completion
 from .config import config
 from .db import db
+from .deadletters import dead_letters
 from .demo import demo
+from .events import events
+from .exporter import exporter
+from .health import health
 from .jobs import job, jobs
+from .kill import kill
+from .monitor import monitor
 from .options import FAILED, INTERRUPTED, OK, PIPE_CLOSED, USAGE, store_options
 from .prune import prune
+from .queues import queues
+from .stack import stack
 from .status import status
+from .stuck import stuck
+from .workers import workers
 
 __all__ = ["main"]
 
@@ -31,6 +43,8 @@ Examples:
   chaperone status                        how things are
   chaperone jobs --status failed --since 1d
   chaperone job 4f9e                      everything about one job
+  chaperone stack 4f9e                    where it is in its code, now
+  chaperone stuck                         what does not move, and why
 
 Exit codes: 0 done; 1 a problem, or nothing found; 2 wrong usage or a wrong setting.
 The store is that of CHAPERONE_DATABASE_URL, else of chaperone.toml, else a SQLite file in the state directory.
@@ -59,7 +73,11 @@ def commands() -> None:
     """Look after the jobs of a Dramatiq installation."""
 
 
-for _command in (status, jobs, job, config, prune, db, demo):
+_COMMANDS: Final = (
+    *(status, monitor, jobs, job, health, stack, stuck, kill, dead_letters, events, workers, queues, breakers),
+    *(exporter, config, prune, db, demo, completion),
+)
+for _command in _COMMANDS:
     commands.add_command(_command)
 
 

@@ -59,6 +59,15 @@ def text(value: object) -> str:
     return NOTHING if value is None or value == "" else " ".join(str(value).split())
 
 
+def amount(kind: str, value: float | None) -> str:
+    """What a limit of this kind is, or was: bytes, percent of a core, seconds, or a number of files."""
+    if kind in {"memory", "disk"}:
+        return size(value)
+    if kind == "cpu":
+        return percent(value)
+    return seconds(value) if kind == "timeout" else number(value)
+
+
 def cut(value: str, length: int) -> str:
     """*value* in at most *length* characters."""
     return value if len(value) <= length else value[: length - 1] + "…"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from . import formats
 from .output import Column
@@ -70,12 +70,18 @@ def took_s(job: Row, now: datetime) -> float | None:
 def state_of(job: Row, now: datetime) -> str:
     """The state in words, with what it waits for."""
     status = str(job["status"])
+    if status == "pending" and job["eta"] is not None and job["eta"] > now and job["waiting_for"] is not None:
+        return f"pending: {job['waiting_for']}; it is looked at again {formats.ago(job['eta'], now)}"
+    if status == "pending" and job.get("queue_paused_for") is not None:
+        return f"pending: {job['queue_paused_for']}; its queue is paused"
     if status == "pending" and job["retry_at"] is not None:
         return f"pending: the next try is due {formats.ago(job['retry_at'], now)}"
     if status == "pending" and job["eta"] is not None and job["eta"] > now:
         return f"pending: due {formats.ago(job['eta'], now)}"
     if status == "running" and job["timeout_at"] is not None:
         return f"running; its timeout is {formats.ago(job['timeout_at'], now)}"
+    if status == "stalled":
+        return f"stalled: it has missed {job['missed_heartbeats'] or 'its'} heartbeats"
     if status == "lost":
         return "lost: its worker died; the broker will deliver it again"
     return status
@@ -91,7 +97,7 @@ def facts(job: Row, now: datetime) -> list[tuple[str, str]]:
         ("Sent", _sent(job, now)),
         ("By", _by(job)),
         ("Tenant", job["tenant"]),
-        ("Arguments", _arguments(job)),
+        ("Arguments", arguments_of(job)),
         ("Runs", _runs(job)),
         ("Worker", _joined(job["worker_id"], job["thread"])),
         ("Waited", _known(formats.seconds(waited_s(job, now)))),
@@ -104,6 +110,15 @@ def facts(job: Row, now: datetime) -> list[tuple[str, str]]:
         ("Limits", _json(job["limits"])),
     ]
     return [(name, value) for name, value in pairs if value]
+
+
+def diagnosis(job: Row, events: Sequence[Row]) -> tuple[datetime, str, list[str]] | None:
+    """The last one of the latest run: when it was made, what it says, and the stack, innermost call last; None where there is none."""
+    for event in reversed(events):
+        data = event["data"] if isinstance(event.get("data"), Mapping) else {}
+        if data.get("diagnosis") and data.get("run_id") == job["run_id"]:
+            return event["created_at"], formats.text(data["diagnosis"]), [str(line) for line in data.get("evidence", {}).get("stack", ())]
+    return None
 
 
 def timeline(job: Row, errors: Sequence[Row], dead_letters: Sequence[Row], events: Sequence[Row]) -> list[tuple[datetime, str]]:
@@ -119,8 +134,122 @@ def timeline(job: Row, errors: Sequence[Row], dead_letters: Sequence[Row], event
     if job["status"] in {"cancelled", "skipped"}:
         happened.append((job["ended_at"] or job["updated_at"], str(job["status"])))
     happened += [(letter["failed_at"], f"dead letter: {formats.text(letter['reason'])}") for letter in dead_letters]
-    happened += [(event["created_at"], str(event["name"])) for event in events]
+    happened += [(letter["retried_at"], f"sent again as {letter['retried_as']}") for letter in dead_letters if letter.get("retried_at")]
+    happened += [(event["created_at"], _told(event)) for event in events]
     return sorted(((at, what) for at, what in happened if at is not None), key=lambda pair: pair[0])
+
+
+def _told(event: Row) -> str:
+    """Its name; of a stop who asked for it, why, and what follows; of what waits or hangs why."""
+    data = event["data"] or {}
+    if event["name"] == "JobDeferred":
+        return f"put off: {data.get('reason')}"
+    if data.get("diagnosis"):
+        return f"{event['name']}: {formats.text(data['diagnosis'])}"
+    by = data.get("requested_by") or data.get("killed_by") or data.get("cancelled_by")
+    if not by:
+        return str(event["name"])
+    facts = [data.get("means"), f"by {by}", data.get("reason"), data.get("consequence")]
+    return f"{event['name']}: {', '.join(str(each) for each in facts if each)}"
+
+
+RUN_COLUMNS: Final = (
+    Column("Run", is_number=True),
+    Column("Outcome", is_firm=True),
+    Column("Began", is_firm=True),
+    Column("Took", is_number=True),
+    Column("CPU", is_number=True, is_extra=True),
+    Column("Memory", is_number=True, is_extra=True),
+    Column("Worker", is_extra=True),
+    Column("Why"),
+)
+
+
+def runs(job: Row, errors: Sequence[Row], now: datetime) -> list[tuple[str, ...]]:
+    """A row for each run, oldest first; the latest one is the job's own unless it is among the *errors*."""
+    rows = [
+        _run(error["attempt"], error["outcome"], error, error["ended_at"], why(error))
+        for error in errors
+        if error["started_at"] is not None
+    ]
+    if job["started_at"] is not None and job["run_id"] not in {error["run_id"] for error in errors}:
+        until = now if job["status"] in {"running", "stalled"} else job["ended_at"] or job["completed_at"]
+        rows.append(_run(job["attempt"], job["status"], job, until, ""))
+    return rows
+
+
+def _run(attempt: object, outcome: object, run: Row, until: datetime | None, cause: str) -> tuple[str, ...]:
+    return (
+        formats.text(attempt),
+        str(outcome),
+        formats.clock(run["started_at"]),
+        formats.seconds(None if until is None else (until - run["started_at"]).total_seconds()),
+        formats.seconds(run["cpu_seconds"]),
+        formats.size(run["memory_peak"]),
+        formats.text(run["worker_id"]),
+        formats.text(cause),
+    )
+
+
+VIOLATION_COLUMNS: Final = (
+    Column("At", is_firm=True),
+    Column("Type", is_firm=True),
+    Column("Limit", is_number=True),
+    Column("Actual", is_number=True),
+    Column("Of"),
+)
+
+
+def violation(row: Row) -> tuple[str, ...]:
+    """A limit that was passed."""
+    is_default = bool((row["metadata"] or {}).get("is_default"))
+    whose = "the job" if row["attribution"] == "exact" else "its worker"
+    return (
+        formats.clock(row["created_at"]),
+        str(row["type"]),
+        formats.amount(row["type"], row["limit"]),
+        formats.amount(row["type"], row["actual"]),
+        f"{whose}; nobody set this limit" if is_default else whose,
+    )
+
+
+CHECK_COLUMNS: Final = (Column("At", is_firm=True), Column("Health", is_firm=True), Column("Reason"))
+
+
+def check(row: Row) -> tuple[str, ...]:
+    """A record of a job's health."""
+    return formats.clock(row["created_at"]), str(row["status"]), formats.text(row["reason"])
+
+
+class Curve(NamedTuple):
+    """What is drawn over time: its title, (seconds, value) oldest first, how a value is shown, the ends of its axis."""
+
+    title: str
+    points: list[tuple[float, float]]
+    show: Callable[[float], str]
+    axis: tuple[float | None, float | None]
+
+
+def curves(heartbeats: Sequence[Row], run_id: str | None) -> list[Curve]:
+    """Memory, CPU and progress of one run; of each what has two points at least."""
+    mine = [each for each in heartbeats if each["run_id"] == run_id]
+    done = [
+        (each["created_at"].timestamp(), 100 * each["progress_current"] / each["progress_total"])
+        for each in mine
+        if each["progress_current"] is not None and each["progress_total"]
+    ]
+    found = (
+        Curve("Memory", _points(mine, "memory_usage"), formats.size, (None, None)),
+        Curve("CPU", _points(mine, "cpu_usage"), formats.percent, (0.0, None)),
+        Curve("Progress", done, formats.percent, (0.0, 100.0)),
+    )
+    return [each for each in found if len(each.points) > 1]
+
+
+def _points(samples: Sequence[Row], column: str) -> list[tuple[float, float]]:
+    return [
+        (each["created_at"].timestamp(), float(each[column])) for each in samples if each["kind"] == "sample" and each[column] is not None
+    ]
 
 
 def report(heartbeat: Row) -> str:
@@ -134,7 +263,17 @@ def why(error: Row) -> str:
     """Why a run did not complete, on one line."""
     if error["exception"]:
         return formats.text(f"{error['exception']}: {error['message'] or ''}".rstrip(": "))
-    return formats.text(error["exit_cause"])
+    return formats.text(_joined(error["exit_cause"], _suspicion(error)))
+
+
+def _suspicion(error: Row) -> str | None:
+    """Which suspect the run is among those that were lost with its worker, and why."""
+    context = error.get("context")
+    suspicion = context.get("suspicion") if isinstance(context, Mapping) else None
+    if not isinstance(suspicion, Mapping):
+        return None
+    reasons = "; ".join(suspicion.get("reasons") or ()) or "nothing speaks against it"
+    return f"suspect {suspicion.get('place')} of {suspicion.get('among')}: {reasons}"
 
 
 def _joined(*parts: object) -> str | None:
@@ -168,7 +307,8 @@ def _runs(job: Row) -> str:
     )
 
 
-def _arguments(job: Row) -> str | None:
+def arguments_of(job: Row) -> str | None:
+    """The arguments of a job or a dead letter, on one line; None where they are not on record."""
     payload = job["payload"]
     if isinstance(payload, str):
         payload = json.loads(payload)

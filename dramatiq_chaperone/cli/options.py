@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from dramatiq_chaperone.errors import SchemaError, StoreError, StoreUnavailable
+from dramatiq_chaperone.errors import ChaperoneError, SchemaError, StoreError, StoreUnavailable
 from dramatiq_chaperone.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ def store_options(command: Command) -> Command:
     return command
 
 
+def broker_option(command: Command) -> Command:
+    """Add --broker, the setting of that name; see :mod:`.broker`."""
+    text = "Where your broker is, to ask it now; also CHAPERONE_BROKER."
+    return click.option("--broker", metavar="MODULE[:ATTRIBUTE]", callback=_remember, expose_value=False, help=text)(command)
+
+
 def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     if value is not None:
         context.ensure_object(dict)[parameter.name] = value
@@ -55,6 +61,28 @@ def format_option(command: Command) -> Command:
     """Add --format table|json."""
     choice = click.Choice(["table", "json"])
     return click.option("--format", "output", type=choice, default="table", show_default=True, help="How it is printed.")(command)
+
+
+def page_options(command: Command) -> Command:
+    """Add --limit and --after, for a list that comes in pages."""
+    command = click.option("--after", metavar="NEXT", help="The page after the one that ended with this.")(command)
+    number = click.IntRange(1, 10_000)
+    return click.option("--limit", type=number, default=25, show_default=True, help="At most so many.")(command)
+
+
+@contextmanager
+def known_page() -> Iterator[None]:
+    """Have a wrong --after be wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.BadParameter("it is not what an earlier page gave as next.", param_hint="--after") from error
+
+
+def after_hint(following: str | None) -> None:
+    """Say on standard error how the next page is read, if there is one."""
+    if following:
+        click.echo(f"There are more: the same with --after {following}", err=True)
 
 
 def load_settings() -> Settings:
@@ -81,6 +109,28 @@ def reading(settings: Settings) -> Iterator[Store]:
             store.close()
 
 
+#: Jobs that the beginning of an id may stand for before it is too short to list them.
+_CANDIDATES: Final = 10
+
+
+def whole_id(store: Store, beginning: str) -> str:
+    """The id of the one job whose id is, or begins with, *beginning*.
+
+    Raises:
+      ChaperoneError: there is none, or there are several; the message lists them.
+    """
+    from dramatiq_chaperone.store import queries
+
+    found = queries.ids_like(store, beginning, limit=_CANDIDATES + 1)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        more = ["  …"] if len(found) > _CANDIDATES else []
+        raise ChaperoneError("\n".join([f"Several jobs begin with {beginning}:", *(f"  {each}" for each in found[:_CANDIDATES]), *more]))
+    lost = f"No job {beginning} is on record; it may be pruned, or in another store."
+    raise ChaperoneError(f"{lost} `chaperone jobs` lists those that are.")
+
+
 @contextmanager
 def told(settings: Settings) -> Iterator[None]:
     """Have every error of the store say which store, and what to do."""
@@ -101,12 +151,19 @@ def is_missing(settings: Settings) -> bool:
     from dramatiq_chaperone.store.database import kind_of, sqlite_path
 
     url = settings.database_url
-    return kind_of(url) == "sqlite" and not sqlite_path(url).exists()
+    try:
+        return kind_of(url) == "sqlite" and not sqlite_path(url).exists()
+    except OSError as error:
+        raise StoreUnavailable(f"{sqlite_path(url)} cannot be read: {error.strerror}") from error
 
 
 def explained(error: StoreError, settings: Settings) -> StoreError:
     """*error*, with the store that it is about and what to do."""
+    from dramatiq_chaperone.store.database import DriverMissing
+
     where = settings.safe_database_url
+    if isinstance(error, DriverMissing):
+        return error
     if isinstance(error, SchemaError):
         if error.found is None:
             return SchemaError(f"There are no tables of Chaperone in {where}; run `chaperone db upgrade`.", **error.__dict__)

@@ -26,6 +26,11 @@ STATUS_STYLES = {
     "failed": "red",
     "cancelled": "bright_black",
     "skipped": "bright_black",
+    "stopped": "bright_black",
+    "healthy": "green",
+    "degraded": "yellow",
+    "unhealthy": "red",
+    "unknown": "bright_black",
 }
 
 

@@ -23,18 +23,47 @@ class CommandRunner:
 
     Parameters:
       threads_of: gives the (job_id, thread ident) of the runs of this process.
+      stack_of: gives the stack of a job that runs in a process of its own, None of any other.
+      diagnose: says why a job is where it is, None where that is not known.
     """
 
-    def __init__(self, threads_of: Callable[[], Iterable[tuple[str, int]]]) -> None:
-        self._threads_of = threads_of
+    def __init__(
+        self,
+        threads_of: Callable[[], Iterable[tuple[str, int]]],
+        stack_of: Callable[[str], list[str] | None] = lambda job_id: None,
+        diagnose: Callable[[str], str | None] = lambda job_id: None,
+    ) -> None:
+        self._threads_of, self._stack_of, self._diagnose = threads_of, stack_of, diagnose
         self._commands: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"ping": self._ping, "stack": self._stack}
+        self._slow: dict[str, Callable[[Command], None]] = {}
 
-    def run(self, command: Command) -> tuple[str, str]:
-        """Carry *command* out.  Never raises."""
+    def add(self, name: str, carry_out: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Answer the command *name* too.
+
+        Parameters:
+          carry_out: gets the arguments, gives the detail of the answer.  It runs on the sampler's thread, so it takes no time;
+            CommandRefused says why it cannot be done.
+        """
+        self._commands[name] = carry_out
+
+    def add_slow(self, name: str, begin: Callable[[Command], None]) -> None:
+        """Answer the command *name* too, and later: what takes its time must not hold the sampler up.
+
+        Parameters:
+          begin: takes the command and returns at once; whoever carries it out answers by himself.  It may refuse as above.
+        """
+        self._slow[name] = begin
+
+    def run(self, command: Command) -> tuple[str, str] | None:
+        """Carry *command* out; None where the answer comes later.  Never raises."""
         try:
+            begin = self._slow.get(command.name)
+            if begin is not None:
+                begin(command)
+                return None
             carry_out = self._commands.get(command.name)
             if carry_out is None:
-                raise CommandRefused(f"unknown command {command.name!r}; there are {', '.join(sorted(self._commands))}")
+                raise CommandRefused(f"unknown command {command.name!r}; there are {', '.join(sorted([*self._commands, *self._slow]))}")
             return "done", json.dumps(carry_out(command.arguments), default=repr)
         except CommandRefused as refusal:
             return "refused", json.dumps({"reason": str(refusal)})
@@ -49,10 +78,14 @@ class CommandRunner:
         """The stacks of one job's thread, or of every thread that runs one; the innermost frame last."""
         wanted = arguments.get("job_id")
         frames = sys._current_frames()
-        stacks = {job_id: _lines(frames.get(ident)) for job_id, ident in self._threads_of() if wanted in (None, job_id)}
+        stacks = {
+            job_id: _lines(frames.get(ident)) if (elsewhere := self._stack_of(job_id)) is None else elsewhere
+            for job_id, ident in self._threads_of()
+            if wanted in (None, job_id)
+        }
         if wanted is not None and not stacks:
             raise CommandRefused(f"job {wanted} does not run here")
-        return {"stacks": stacks}
+        return {"stacks": stacks, "diagnoses": {job_id: self._diagnose(job_id) for job_id in stacks}}
 
 
 def _lines(frame: FrameType | None) -> list[str]:

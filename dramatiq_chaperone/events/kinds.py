@@ -91,15 +91,39 @@ class HeartbeatMissed(JobEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class JobStuck(JobEvent):
-    """A job has missed so many heartbeats that it counts as stuck."""
+    """A job has missed so many heartbeats that it counts as stuck; ``diagnosis`` says why it does not move, ``cause`` in one word."""
 
     _second_names: ClassVar[Mapping[str, str]] = _and(stuck_duration_ms="stuck_duration", last_heartbeat_at="last_heartbeat")
 
     stuck_duration: float
     last_heartbeat: datetime | None = None
     missed_heartbeats: int = 0
+    run_id: str = ""
+    diagnosis: str = ""
+    cause: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
     stuck_duration_ms: float = 0.0
     last_heartbeat_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecovered(JobEvent):
+    """A job that was stuck moves again."""
+
+    recovered_at: datetime
+    stuck_duration: float
+    missed_heartbeats: int = 0
+    run_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobDiagnosed(JobEvent):
+    """Why a job does not move: one that goes on after it was interrupted, or runs in a worker that is not heard of.  It is no verdict."""
+
+    diagnosis: str
+    cause: str
+    run_id: str = ""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +134,7 @@ class JobTimeout(JobEvent):
 
     timeout_seconds: float
     actual_duration: float
+    is_default: bool = False
     timeout: float = 0.0
     duration: float = 0.0
 
@@ -123,6 +148,7 @@ class JobMemoryExceeded(JobEvent):
     memory_limit: int
     memory_usage: int
     attribution: str = "exact"
+    is_default: bool = False
     limit: int = 0
     actual: int = 0
 
@@ -136,13 +162,14 @@ class JobCpuExceeded(JobEvent):
     cpu_limit: float
     cpu_usage: float
     attribution: str = "exact"
+    is_default: bool = False
     limit: float = 0.0
     actual: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResourceViolationDetected(JobEvent):
-    """A limit is passed: memory (MB), cpu (percent), timeout (seconds), disk (MB) or file_descriptors."""
+    """A limit is passed: memory (MB), cpu (percent), timeout (s), disk (MB) or file_descriptors; by the worker where job_id is empty."""
 
     _second_names: ClassVar[Mapping[str, str]] = _and(type="violation_type")
 
@@ -151,6 +178,7 @@ class ResourceViolationDetected(JobEvent):
     actual: float
     exceeded_by: float = 0.0
     attribution: str = "exact"
+    is_default: bool = False
     type: str = ""
 
 
@@ -188,10 +216,10 @@ class JobLost(JobEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class JobRanTwice(JobEvent):
-    """Two runs of one delivery were seen; both are kept."""
+    """Two runs of one delivery were seen; both are kept.  ``other_run_id`` is None where it is not on record any more."""
 
     run_id: str
-    other_run_id: str
+    other_run_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +240,40 @@ class JobCancelled(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobStopRequested(JobEvent):
+    """A running job is to be stopped: by an operator, or at a limit; with ``means`` kill its process may be ended for it."""
+
+    requested_at: datetime
+    means: str
+    requested_by: str = ""
+    reason: str = ""
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStopDelivered(JobEvent):
+    """The stop was told to the job; ``means`` is how: ask (in a heartbeat) or interrupt (in its thread, as soon as that runs Python)."""
+
+    delivered_at: datetime
+    means: str
+    requested_by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStopIgnored(JobEvent):
+    """A job runs on after its stop was delivered and ``kill_grace`` has passed; ``consequence`` says what follows, or why nothing does."""
+
+    ignored_at: datetime
+    waited: float
+    consequence: str
+    requested_by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobKilled(JobEvent):
-    """A job was ended by force; ``means`` says how far that had to go: interrupt or process."""
+    """A job was stopped; ``means`` says how far that had to go: ask, interrupt, or process."""
 
     killed_at: datetime
     means: str
@@ -223,7 +283,7 @@ class JobKilled(JobEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class JobDeferred(JobEvent):
-    """A message was put off until ``eta``, for the service that it needs is down."""
+    """A message was put off until ``eta``, without using a retry; of its many times the 1st, 2nd, 4th, 8th … are stored."""
 
     eta: datetime
     service: str = ""
@@ -237,6 +297,7 @@ class CircuitBreakerOpened(Event):
     service: str
     failure_count: int
     opened_at: datetime
+    last_error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +314,16 @@ class CircuitBreakerClosed(Event):
 
     service: str
     closed_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitBreakerModeChanged(Event):
+    """Somebody forced a breaker open, disabled it, had it only count, or gave it back to itself."""
+
+    service: str
+    mode: str
+    previous_mode: str
+    changed_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,9 +346,10 @@ class WorkerStarted(WorkerEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerStopped(WorkerEvent):
-    """A worker process ended on purpose."""
+    """A worker process ended on purpose; ``reason`` is empty where it was simply told to."""
 
     stopped_at: datetime
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,15 +359,49 @@ class WorkerLost(WorkerEvent):
     lost_at: datetime
     last_heartbeat_at: datetime | None = None
     silent_for: float = 0.0
+    jobs: tuple[str, ...] = ()
+    suspects: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerCrashed(WorkerEvent):
-    """A worker process died; ``exit_code`` is negative for a signal."""
+    """A worker process died; ``exit_code`` is negative for a signal.  ``suspects``: what may have ended it, the most suspect first."""
 
     crashed_at: datetime
     exit_code: int | None = None
     exit_cause: str | None = None
+    jobs: tuple[str, ...] = ()
+    suspects: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerReturned(WorkerEvent):
+    """A worker process that was called lost is heard of again: its jobs run on."""
+
+    returned_at: datetime
+    lost_for: float = 0.0
+    jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSpaceLow(WorkerEvent):
+    """Less space is free (MB) than a threshold; ``jobs_wait`` says whether jobs are put off for it."""
+
+    path: str
+    threshold: float
+    free: float
+    jobs_wait: bool
+    began_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskSpaceRecovered(WorkerEvent):
+    """There is space enough again (MB)."""
+
+    path: str
+    threshold: float
+    free: float
+    recovered_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,6 +461,8 @@ EVENTS: Final[dict[type[Event], bool]] = {
     HeartbeatReceived: False,
     HeartbeatMissed: False,
     JobStuck: True,
+    JobRecovered: True,
+    JobDiagnosed: True,
     JobTimeout: True,
     JobMemoryExceeded: True,
     JobCpuExceeded: True,
@@ -365,16 +473,23 @@ EVENTS: Final[dict[type[Event], bool]] = {
     JobRanTwice: True,
     JobPoisoned: True,
     JobCancelled: True,
+    JobStopRequested: True,
+    JobStopDelivered: True,
+    JobStopIgnored: True,
     JobKilled: True,
     JobDeferred: True,
     CircuitBreakerOpened: True,
     CircuitBreakerHalfOpened: True,
     CircuitBreakerClosed: True,
+    CircuitBreakerModeChanged: True,
     WorkerStarted: True,
     WorkerStopped: True,
     WorkerLost: True,
     WorkerCrashed: True,
+    WorkerReturned: True,
     WorkerRestarted: True,
+    DiskSpaceLow: True,
+    DiskSpaceRecovered: True,
     DeploymentStarted: True,
     DeploymentCompleted: True,
     DeploymentTimedOut: True,

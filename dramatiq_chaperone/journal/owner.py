@@ -99,6 +99,7 @@ class Journal:
             if self._is_full:
                 self._spill()
             if not self._write(record):
+                self._map.close()  # first: an interrupt may come with the return of what keeps it, and what follows must not go before it
                 self._keep(kind, record)
                 self._spill()
         self._say()
@@ -128,7 +129,6 @@ class Journal:
             return
         self._is_spilling = True
         try:
-            self._map.close()
             self._fill_segments()
         finally:
             self._is_spilling = False
@@ -196,6 +196,13 @@ class Journal:
     def waiting_segments(self) -> int:
         """How many segments are not in the store yet, the newest included."""
         return len(segments.numbers(self.path))
+
+    def position(self) -> int:
+        """Up to where it is written; only grows."""
+        try:
+            return self._number * segments.SEGMENT_BYTES + self._map.tell()
+        except ValueError:  # between two segments, or closed
+            return (self._number + 1) * segments.SEGMENT_BYTES
 
     def has_writer(self) -> bool:
         """Whether somebody, this process or a watcher, is bringing this journal into the store."""

@@ -34,7 +34,7 @@ class JournalDirectory:
         """The journals that are there, sorted by name; empty if the folder is missing."""
         try:
             return sorted(entry.name for entry in os.scandir(self.path) if not entry.name.startswith(".") and entry.is_dir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def take(self, name: str) -> JournalReader | None:
@@ -60,6 +60,10 @@ class JournalDirectory:
             return lock_file.is_free(OWNER)
         finally:
             lock_file.close()
+
+    def orphans(self) -> list[str]:
+        """The journals whose processes are gone, sorted by name."""
+        return [name for name in self.names() if self.is_orphan(name)]
 
 
 class JournalReader:
@@ -149,6 +153,10 @@ class JournalReader:
           JournalError: it is too large, or the journal is gone.
         """
         ControlBlock.write(self.path / folders.CONTROL, message)
+
+    def pulse(self) -> int:
+        """How often the owner's sampler has turned; 0 where it does not, and need not."""
+        return ControlBlock.pulse(self.path / folders.CONTROL)
 
     def release(self) -> None:
         """Give the lock up; another may go on where the store says that this one stopped."""

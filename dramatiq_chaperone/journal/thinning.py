@@ -11,11 +11,11 @@ from ..records import Counted, Ended, Enqueued, Started
 
 Entry = tuple[Any, ...]
 
-#: They only tell how a job, or a process, was doing at some moment.
-SAMPLES: Final = frozenset({records.SAMPLED, records.BEAT, records.HEARTBEAT})
+#: They only tell how a job, a process or a queue was doing at some moment.
+SAMPLES: Final = frozenset({records.SAMPLED, records.BEAT, records.HEARTBEAT, records.QUEUE_READ, records.DEFERRED})
 #: What a job that just runs leaves behind beside samples.
 _LIFE: Final = (records.ENQUEUED, records.STARTED, records.ENDED)
-_ABOUT_JOBS: Final = frozenset({*_LIFE, records.SKIPPED, records.DEAD})
+_ABOUT_JOBS: Final = frozenset({*_LIFE, records.SKIPPED, records.DEAD, records.VIOLATED, records.STUCK})
 
 
 def thin(entries: Iterable[Entry], *, drop_successes: bool) -> list[Entry]:
@@ -35,7 +35,7 @@ def thin(entries: Iterable[Entry], *, drop_successes: bool) -> list[Entry]:
     totals = _Totals()
     for entry in entries:
         kind = entry[0]
-        if kind in SAMPLES:
+        if kind in SAMPLES or _is_repeated(entry):
             totals.drop(entry[1], records.ENTRY_TYPES[kind].__name__, 1)
         elif kind == records.DROPPED:
             totals.drop(*entry[1:])
@@ -49,10 +49,15 @@ def thin(entries: Iterable[Entry], *, drop_successes: bool) -> list[Entry]:
     return [*kept, *totals.entries()]
 
 
+def _is_repeated(entry: Entry) -> bool:
+    """Whether it says again what the health of a job is."""
+    return entry[0] == records.HEALTH_CHECKED and not entry[7]
+
+
 def _plain_successes(entries: list[Entry]) -> frozenset[str]:
     lives: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
-        if entry[0] in _ABOUT_JOBS:
+        if entry[0] in _ABOUT_JOBS or (entry[0] == records.HEALTH_CHECKED and not _is_repeated(entry)):
             lives[entry[2]].append(entry)
         elif entry[0] == records.EVENT and entry[3] is not None:
             lives[entry[3]].append(entry)

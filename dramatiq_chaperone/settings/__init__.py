@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dramatiq_chaperone.errors import SettingsError
 
+from .services import BREAKER_OPTIONS, checked_option
 from .sources import default_state_dir, from_arguments, from_config, from_environment, read_config
 from .values import DEFAULT, NAMED_TABLES, bound, checked, mask_url, shown, thawed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["SettingRow", "Settings", "bound", "default_state_dir", "mask_url"]
+__all__ = ["BREAKER_OPTIONS", "SettingRow", "Settings", "bound", "checked_option", "default_state_dir", "mask_url"]
 
 #: The tables whose names cannot be set one by one.
 _OTHER_TABLES: Final = (
     *("workers", "queues", "commands", "events", "alerts", "alert_deliveries", "silences"),
-    *("counters", "rollups", "open_runs", "flushes", "leases", "audit_log"),
+    *("counters", "rollups", "hours", "open_runs", "flushes", "leases", "audit_log"),
+    *("suspects", "returns"),
 )
 
 
@@ -35,8 +37,12 @@ def _setting(part: str, default: object, help_: str, **facts: object) -> Any:
     """Declare a setting of *part*.
 
     Facts: unit; low and high (bounds, inclusive); choices; secret (True, or 'url': only its password); argument
-    (False: not in ``Chaperone(...)``); variable (False: only there); in_use (False: accepted, its feature is to come).
+    (False: not in ``Chaperone(...)``); variable (False: only there); in_use (False: accepted, its feature is to come);
+    once_set (True: the default is Dramatiq's until somebody sets it);
+    file (True: also in chaperone.toml, though it is no variable).
     """
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"part": part, "help": help_, **facts})
     return field(default=default, metadata={"part": part, "help": help_, **facts})
 
 
@@ -56,8 +62,8 @@ def _limit(default: object, help_: str, **facts: object) -> Any:
     return _setting("Supervision", default, help_, **{"low": 0, **facts})
 
 
-def _action(default: str, what: str) -> Any:
-    return _setting("Supervision", default, f"What is done {what}.", choices=("record", "interrupt", "kill"), in_use=False)
+def _action(default: str, what: str, **facts: object) -> Any:
+    return _setting("Supervision", default, f"What is done {what}.", choices=("record", "interrupt", "kill"), **facts)
 
 
 def _patterns(help_: str) -> Any:
@@ -69,11 +75,11 @@ def _record(default: object, help_: str, **facts: object) -> Any:
 
 
 def _breaker(default: object, help_: str, **facts: object) -> Any:
-    return _setting("Circuit breakers", default, help_, in_use=False, **facts)
+    return _setting("Circuit breakers", default, help_, **facts)
 
 
 def _alert(default: object, help_: str, **facts: object) -> Any:
-    return _setting("Alerts and metrics", default, help_, in_use=False, **facts)
+    return _setting("Alerts and metrics", default, help_, **{"in_use": False, **facts})
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -113,26 +119,36 @@ class Settings:
     dlq_cleanup_schedule: str = _store("0 2 * * *", "When they are cleaned up, as a cron line.", in_use=False)
     connection_pool_limit: int = _store(10, "Database connections of one process, at most.", low=1, high=1000, in_use=False)
 
-    timeout: float = _limit(3600.0, "How long a job may run; 0: no limit.", unit="seconds", high=31_536_000)
-    memory_limit: float = _limit(512.0, "Memory of a job; 0: no limit.", unit="MB", in_use=False)
-    cpu_limit: float = _limit(80.0, "CPU of a job, in percent of one core; 0: no limit.", unit="percent", high=100_000, in_use=False)
-    disk_space_threshold: float = _limit(1024.0, "Free disk space below which no job starts; 0: off.", unit="MB", in_use=False)
-    file_descriptor_limit: int = _limit(1024, "Open files of a process; 0: no limit.", in_use=False)
-    heartbeat_interval: float = _limit(
-        60.0, "How often a job that sends heartbeats has to; 0: as it likes.", unit="seconds", high=86_400, in_use=False
+    timeout: float = _limit(3600.0, "How long a job may run; 0: no limit.", unit="seconds", high=31_536_000, once_set=True)
+    memory_limit: float = _limit(512.0, "Memory of a job; 0: no limit.", unit="MB")
+    cpu_limit: float = _limit(80.0, "CPU of a job, in percent of one core; 0: no limit.", unit="percent", high=100_000)
+    disk_space_threshold: float = _limit(
+        1024.0, "Free disk space below which jobs wait, if you set it; the default is only written down. 0: off.", unit="MB"
     )
-    missed_heartbeats: int = _limit(3, "So many missed in a row make it stuck.", low=1, high=1000, in_use=False)
+    disk_path: Path | None = _setting(
+        "Supervision", None, "Where the free space is read; else in `state_dir` and in the folder of temporary files."
+    )
+    file_descriptor_limit: int = _limit(1024, "Open files of a process; 0: no limit.")
+    address_space_limit: float = _limit(0.0, "Address space of an isolated job, which the system keeps; 0: no limit.", unit="MB")
+    heartbeat_interval: float = _limit(60.0, "How often a job that sends heartbeats has to; 0: as it likes.", unit="seconds", high=86_400)
+    missed_heartbeats: int = _limit(3, "So many missed in a row make it stuck.", low=1, high=1000)
     worker_heartbeat: float = _limit(5.0, "How often a worker process says that it lives.", unit="seconds", low=0.1, high=60)
-    on_timeout: str = _action("interrupt", "at the timeout")
-    on_memory: str = _action("record", "at the memory limit")
-    on_cpu: str = _action("record", "at the CPU limit")
+    on_timeout: str = _action("interrupt", "at a timeout that you set")
+    on_memory: str = _action("record", "at a memory limit that you set")
+    on_cpu: str = _action("record", "at a CPU limit that you set")
     on_stuck: str = _action("record", "with a job that is stuck")
     kill_grace: float = _limit(
-        10.0, "From the interrupt to the end of the process, where a job is killed.", unit="seconds", high=3600, in_use=False
+        10.0, "So long after its interrupt a job that still runs has ignored it; where it is killed, its process ends then.",
+        unit="seconds", high=3600,
+    )  # fmt: skip
+    replaceable: bool = _setting(
+        "Supervision", False, "A worker process may be ended to kill a job: something starts another (`-p 1` under systemd, a container)."
     )
-    max_crashes: int = _limit(3, "After so many a message is dead-lettered instead of run; 0: never.", high=1000, in_use=False)
-    max_retries: int = _limit(3, "Given to Dramatiq's Retries if you set it: 3 is 4 runs.", high=1_000_000)
-    retry_delay: float = _limit(60.0, "Given to Dramatiq's Retries as min_backoff if you set it.", unit="seconds", high=604_800)
+    max_crashes: int = _limit(3, "After so many lost runs a message is dead-lettered instead of run; 0: never.", high=1000)
+    max_retries: int = _limit(3, "Given to Dramatiq's Retries if you set it: 3 is 4 runs.", high=1_000_000, once_set=True)
+    retry_delay: float = _limit(
+        60.0, "Given to Dramatiq's Retries as min_backoff if you set it.", unit="seconds", high=604_800, once_set=True
+    )
     supervised_queues: tuple[str, ...] = _patterns("Patterns of the queues to supervise; none: all.")
     excluded_queues: tuple[str, ...] = _patterns("Patterns of the queues to leave alone; they win.")
     supervised_actors: tuple[str, ...] = _patterns("Patterns of the actors to supervise; none: all.")
@@ -155,8 +171,12 @@ class Settings:
     circuit_breaker_timeout: float = _breaker(300.0, "How long it stays open before a trial call.", unit="seconds", low=0, high=86_400)
     circuit_breaker_half_open_attempts: int = _breaker(3, "Trial calls while it is half open, at most.", low=1, high=1000)
 
-    exporter_host: str = _alert("127.0.0.1", "Address on which the metrics are served.")
-    exporter_port: int = _alert(9292, "Port of the metrics; 0: none.", low=0, high=65_535)
+    breakers: Mapping[str, Mapping[str, Any]] = _breaker(
+        {}, "Options of single services, by their names: `[breakers.payments]`; see breakers.md.", variable=False, file=True
+    )
+
+    exporter_host: str = _alert("127.0.0.1", "Address on which the metrics are served.", in_use=True)
+    exporter_port: int = _alert(9292, "Port of the metrics; 0: none.", low=0, high=65_535, in_use=True)
     dashboard_url: str | None = _alert(None, "Where the dashboard is reached, for the links in alerts.")
     alerting_enabled: bool = _alert(True, "Send alerts.")
     alert_urls: tuple[str, ...] = _alert((), "Where alerts go: Apprise URLs.", secret=True)
@@ -237,10 +257,12 @@ class Settings:
 
     def public_rows(self) -> list[SettingRow]:
         """Every setting with its origin, in the order of declaration; secrets masked."""
-        return [
-            SettingRow(name, self._public(name), self.origins.get(name, DEFAULT), each.metadata.get("unit"), each.metadata["help"])
-            for name, each in _FIELDS.items()
-        ]
+        return [self._row(name, each.metadata) for name, each in _FIELDS.items()]
+
+    def _row(self, name: str, facts: Mapping[str, Any]) -> SettingRow:
+        in_use = facts.get("in_use", True)
+        in_effect = in_use and (self.is_set(name) or not facts.get("once_set", False))
+        return SettingRow(name, self._public(name), self.origins.get(name, DEFAULT), facts.get("unit"), facts["help"], in_use, in_effect)
 
     def _public(self, name: str) -> str:
         return shown(_FIELDS[name], getattr(self, name))
@@ -261,6 +283,10 @@ class SettingRow(NamedTuple):
     origin: str
     unit: str | None
     help: str
+    #: False: it is read and checked, but what it controls is to come.
+    in_use: bool
+    #: False too for a default that takes effect only once somebody sets it; until then Dramatiq's own applies.
+    in_effect: bool
 
 
 _FIELDS: Final[dict[str, Field[Any]]] = {each.name: each for each in fields(Settings) if each.name != "origins"}

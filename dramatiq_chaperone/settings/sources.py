@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dramatiq_chaperone")
 
 PREFIX: Final = "CHAPERONE_"
+#: The setting that is a table of tables, by the names of services.
+SERVICES: Final = "breakers"
 
 #: Names of the PHP original that mean nothing here: accepted, and explained once in the log.
 NOT_CARRIED_OVER: Final = {
@@ -96,7 +98,7 @@ def read_config(spec: Field[Any], config: Found | None) -> tuple[Path | None, di
 
 def from_config(fields: Fields, path: Path | None, table: Mapping[str, Any]) -> dict[str, Found]:
     """`[circuit_breaker] timeout` is the setting `circuit_breaker_timeout`."""
-    known = {name for name, each in fields.items() if each.metadata.get("variable", True) and name != "config"}
+    known = {name for name, each in fields.items() if each.metadata.get("variable", True) and name != "config"} | {SERVICES}
     file = path.name if path else ""
     found: dict[str, Found] = {}
     for key, value in _flat(table):
@@ -111,7 +113,8 @@ def from_config(fields: Fields, path: Path | None, table: Mapping[str, Any]) -> 
 def _flat(table: Mapping[str, Any], above: str = "") -> list[tuple[str, object]]:
     pairs: list[tuple[str, object]] = []
     for key, value in table.items():
-        pairs += _flat(value, f"{above}{key}.") if isinstance(value, dict) else [(above + key, value)]
+        is_table = isinstance(value, dict) and (above or key != SERVICES)
+        pairs += _flat(value, f"{above}{key}.") if is_table else [(above + key, value)]
     return pairs
 
 

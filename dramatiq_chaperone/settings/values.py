@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dramatiq_chaperone.errors import SettingsError
 
+from .services import checked_services
+
 if TYPE_CHECKING:
     from dataclasses import Field
 
@@ -57,6 +59,8 @@ def checked(spec: Field[Any], found: Found) -> Any:
 def _typed(kind: str, found: Found) -> Any:
     """Raises TypeError, ValueError or OverflowError."""
     value = found.value
+    if kind.startswith("Mapping"):
+        return checked_services(value, found.origin)
     if kind.startswith("Callable"):
         if not callable(value):
             raise TypeError
@@ -113,6 +117,7 @@ _KINDS: Final = {
     "tuple[str, ...]": "a list of text",
     "Path": "a path",
     "Callable[[str, Any], Any]": "callable",
+    "Mapping[str, Mapping[str, Any]]": "a table for each service",
 }
 
 
@@ -182,6 +187,8 @@ def shown(spec: Field[Any], value: object) -> str:
         return mask_url(str(value)) if secret == "url" else MASK  # noqa: S105 - how it is masked
     if isinstance(value, tuple):
         return ", ".join(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: " + ", ".join(f"{key} {each}" for key, each in options.items()) for name, options in value.items())
     if callable(value):
         return getattr(value, "__qualname__", type(value).__qualname__)
     return "" if value is None else str(value)

@@ -7,14 +7,15 @@ read goes out through :mod:`.queries`.
 from __future__ import annotations
 
 import time
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SchemaError
 from . import migrations
-from .applying import Applied, apply, stored_time
-from .database import Connections, sqlite_path
+from .applying import Applied, apply
+from .database import Connections, make_file, sqlite_path
+from .keys import new_key
 from .losses import worker_lost
+from .times import stored_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,13 +62,7 @@ class Store(Connections):
 
     def new_key(self) -> str | None:
         """A key for a new row; None where the database counts."""
-        if self.key_type == "id":
-            return None
-        if self.key_type == "uuid":
-            return str(uuid.uuid4())
-        from ulid import ULID
-
-        return str(ULID())
+        return new_key(self.key_type)
 
     def position(self, worker_id: str) -> int:
         """Up to where this process's journal is in the store; 0 if nothing of it is.  Raises StoreUnavailable, SchemaError."""
@@ -87,9 +82,11 @@ class Store(Connections):
         """
         return apply(self, origin, entries, start=start, end=end)
 
-    def worker_lost(self, origin: Origin, *, at: float, exit_code: int | None, exit_cause: str | None) -> list[str]:
+    def worker_lost(
+        self, origin: Origin, *, at: float, exit_code: int | None, exit_cause: str | None, is_certain: bool = False
+    ) -> list[str]:
         """Record that a worker died and what it ran; see :func:`.losses.worker_lost`."""
-        return worker_lost(self, origin, at=at, exit_code=exit_code, exit_cause=exit_cause)
+        return worker_lost(self, origin, at=at, exit_code=exit_code, exit_cause=exit_cause, is_certain=is_certain)
 
     def broker_of(self, origin: Origin) -> str | None:
         """The kind of broker that a worker is on; asked of the database once."""
@@ -127,8 +124,7 @@ def open_store(settings: StoreSettings, *, create: bool, limit_s: float | None =
         if not create and not path.exists():
             raise SchemaError(f"There is no store at {path} yet; the first worker makes it.", found=None, wanted=migrations.VERSION)
         if create:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.touch(mode=0o600)
+            make_file(path)
     try:
         if create and (store.kind == "sqlite" or settings.auto_migrate):
             migrations.upgrade(store, store.key_type)
@@ -143,9 +139,7 @@ def upgrade(settings: StoreSettings) -> int:
     """Bring the tables to the version of this release, whatever ``auto_migrate`` says.  Returns the steps taken."""
     store = Store(settings)
     if store.kind == "sqlite":
-        path = sqlite_path(settings.database_url)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
+        make_file(sqlite_path(settings.database_url))
     try:
         return migrations.upgrade(store, store.key_type)
     finally:

@@ -1,56 +1,28 @@
-"""Writing a slice of a journal, and the loss of a worker: each in one transaction, each counted once."""
+"""Writing a slice of a journal: in one transaction, counted once."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import counters, statements
+from ..records import PASSED
+from . import breakers, counters, statements
 from .batch import Batch, clean, clean_json
-from .columns import CORE, DEAD_LETTER, ERROR, EVENT, HEARTBEAT, JOB, OPEN_RUN
+from .columns import CORE, DEAD_LETTER, ERROR, EVENT, HEALTH_CHECK, HEARTBEAT, JOB, OPEN_RUN, QUEUE, QUEUE_UPDATE, VIOLATION, WIDTH
+from .commands import passed_on
+from .crashes import suspect
 from .database import DataRefused
+from .returns import worker_back
+from .rows import Columns, counter_upsert, mark_stuck, put, write_statistics, write_worker
+from .silence import timeout_reported
+from .times import stored_time, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..records import Origin
     from . import Store
-
-Columns = tuple[tuple[str, str], ...]
-
-#: Rows in one statement, and characters in one parameter; MySQL refuses packets above 16 MB unless it is told otherwise.
-_CHUNK_ROWS: Final = 2000
-_CHUNK_CHARACTERS: Final = 4_000_000
-
-WORKER: Final[Columns] = (
-    *(("worker_id", "key"), ("created_at", "time"), ("updated_at", "time"), ("host", "name"), ("host_identity", "name"), ("pid", "int")),
-    *(("process_started_at", "time"), ("pool", "name"), ("broker", "word"), ("broker_id", "key"), ("queues", "text"), ("threads", "int")),
-    *(("status", "word"), ("started_at", "time"), ("beat", "int"), ("last_heartbeat_at", "time"), ("stopped_at", "time"), ("rss", "int")),
-    *(
-        ("cpu", "real"),
-        ("jobs_processed", "int"),
-        ("jobs_failed", "int"),
-        ("gauges", "json"),
-        ("versions", "text"),
-        ("exit_code", "int"),
-        ("exit_cause", "name"),
-    ),
-)
-_WORKER_ZERO: Final = {"beat": 0, "jobs_processed": 0, "jobs_failed": 0}
-_WORKER_GROWS: Final = frozenset({"beat", "jobs_processed", "jobs_failed"})
-#: A worker that has ended stays so, whatever else of it comes to light.
-_WORKER_STATUS: Final = "status = CASE WHEN o.status IN ('stopped', 'lost') THEN o.status ELSE e.status END"
-_WORKER_UPDATE: Final = (
-    _WORKER_STATUS,
-    *(
-        f"{name} = CASE WHEN e.{name} > o.{name} THEN e.{name} ELSE o.{name} END" if name in _WORKER_GROWS
-        else f"{name} = COALESCE(o.{name}, e.{name})" if name == "created_at" else f"{name} = COALESCE(e.{name}, o.{name})"
-        for name, _ in WORKER if name not in {"worker_id", "status"}
-    ),
-)  # fmt: skip
 
 
 class Applied(NamedTuple):
@@ -76,6 +48,21 @@ def apply(store: Store, origin: Origin, entries: Sequence[tuple[Any, ...]], *, s
         return store.transact(lambda: _Flush(store, origin, flush, is_careful=True).run(entries, start, end))
 
 
+#: Positions in the row of a violation.
+_JOB, _AT, _RUN, _TYPE = range(4)
+
+
+def _first_timeout(events: Sequence[list[Any]], job_id: str, at: Any) -> list[Any] | None:
+    """The event that goes with a violation: it is told right after it, and does not name its run."""
+    for row in events:
+        try:
+            if row[1] == "JobTimeout" and row[2] == job_id and row[0] >= at:
+                return row
+        except TypeError:  # one of the times is none; that is for the database to refuse
+            continue
+    return None
+
+
 class _Flush:
     """One attempt at one slice."""
 
@@ -88,6 +75,8 @@ class _Flush:
         store, origin = self._store, self._origin
         if not self._advance(start, end):
             return Applied(is_new=False)
+        if origin.role == "worker":
+            self._take_back()
         batch = Batch(worker_id=origin.worker_id, broker=store.broker_of(origin), flush=self._flush)
         batch.add(entries)
         batch.finish()
@@ -95,15 +84,23 @@ class _Flush:
         columns = JOB if batch.is_wide else CORE
         self._put("supervised_jobs", tuple((each.name, each.type) for each in columns), rows,
                   statements.job_upsert(store.kind, columns, store.key_type, ordered=store.ordered))  # fmt: skip
+        self._stuck(batch)
         self._open_runs(batch)
+        self._timeouts(batch)
         self._children(batch)
+        self._cancelled(batch)
         self._events(batch)
         if origin.role == "worker" and batch.worker:
             self._worker(batch.worker)
             store.remember_broker(origin.worker_id, batch.worker.get("broker"))
+        self._queues(batch)
         self._commands(batch)
         self._count(batch)
+        self._breakers(batch)
         return Applied(is_new=True, jobs=len(rows), refused=sum(self._refused.values()) + batch.broken)
+
+    def _take_back(self) -> None:
+        worker_back(self._store, self._origin)
 
     def _advance(self, start: int, end: int) -> bool:
         """Move the journal's position, if it is still where this slice begins."""
@@ -118,6 +115,14 @@ class _Flush:
         marks = ", ".join("?" for _ in values)
         ignore, conflict = ("IGNORE ", "") if store.kind == "mysql" else ("", " ON CONFLICT (process) DO NOTHING")
         return bool(store.execute(f"INSERT {ignore}INTO {{flushes}} ({names}) VALUES ({marks}){conflict}", values).rowcount == 1)
+
+    def _stuck(self, batch: Batch) -> None:
+        """Mark the runs that are stuck, or move again.
+
+        Stalled is running, seen more closely: the level of the row stays that of a run, so whatever ends it wins.
+        """
+        for job_id, run_id, missed, is_stuck in sorted(batch.stuck.values()):
+            mark_stuck(self._store, job_id, run_id, is_stuck=is_stuck, missed=missed)
 
     def _open_runs(self, batch: Batch) -> None:
         """Keep the runs that were put aside until their end is reported, or their worker is lost."""
@@ -136,28 +141,66 @@ class _Flush:
                 if run_id in batch.ended_runs:
                     store.execute("DELETE FROM {open_runs} WHERE run_id = ?", (run_id,))
 
+    def _timeouts(self, batch: Batch) -> None:
+        """Leave out the timeouts that the monitor has put on record while the worker was silent.
+
+        What they count stays: the monitor counts none, for it does not know whether anybody set the limit.
+        """
+        for row in [row for row in batch.violations if row[_TYPE] == "timeout"]:
+            if timeout_reported(self._store, row[_JOB], clean(row[_RUN], WIDTH["key"])):
+                batch.violations.remove(row)
+                event = _first_timeout(batch.events, row[_JOB], row[_AT])
+                if event is not None:
+                    batch.events.remove(event)
+
     def _children(self, batch: Batch) -> None:
         kind, key_type = self._store.kind, self._store.key_type
         for table, columns, rows in (
             ("supervised_job_errors", ERROR, batch.errors),
             ("heartbeats", HEARTBEAT, batch.heartbeats),
             ("dead_letter_jobs", DEAD_LETTER, batch.dead_letters),
+            ("resource_violations", VIOLATION, batch.violations),
+            ("job_health_checks", HEALTH_CHECK, batch.health_checks),
         ):
             if rows:
                 self._put(table, columns, rows, statements.child_insert(kind, table, columns, key_type))
+        shared = VIOLATION[1:]
+        self._put("resource_violations", shared, batch.shared_violations, self._insert("resource_violations", shared))
+
+    def _cancelled(self, batch: Batch) -> None:
+        if batch.cancelled:
+            suspect(self._store, self._origin.worker_id, batch.cancelled, at=max(batch.cancelled.values()))
 
     def _events(self, batch: Batch) -> None:
-        rows = batch.events
-        for job_id, run_id in self._store.rows("SELECT job_id, run_id FROM {supervised_jobs} WHERE twice_by = ?", (self._flush,)):
-            rows.append(
-                [time.time(), "JobRanTwice", job_id, self._origin.worker_id, None, json.dumps({"job_id": job_id, "run_id": run_id})]
+        text = "SELECT job_id, run_id, other_run_id FROM {supervised_jobs} WHERE twice_by = ?"
+        twice = [self._ran_twice(batch, *row) for row in self._store.rows(text, (self._flush,))]
+        self._put("events", EVENT, [*batch.events, *twice], self._insert("events", EVENT))
+
+    def _ran_twice(self, batch: Batch, job_id: str, run_id: str, put_aside: str | None) -> list[Any]:
+        """The event of two runs of a message.  The other one is what this slice tells of; or it was put aside; or it has failed."""
+        other = batch.run_of(job_id)
+        if other in {None, run_id}:
+            other = put_aside
+        if other in {None, run_id}:
+            text = (
+                "SELECT e.run_id FROM {supervised_job_errors} e JOIN {supervised_jobs} j ON j.id = e.supervised_job_id "
+                "WHERE j.job_id = ? AND e.run_id <> ? ORDER BY e.ended_at DESC LIMIT 1"
             )
-        self._put("events", EVENT, rows, self._insert("events", EVENT))
+            other = next((found for (found,) in self._store.rows(text, (job_id, run_id))), None)
+        facts = {"job_id": job_id, "run_id": run_id, "other_run_id": other}
+        return [time.time(), "JobRanTwice", job_id, self._origin.worker_id, None, json.dumps(facts)]
+
+    def _queues(self, batch: Batch) -> None:
+        rows = [batch.queues[key] for key in sorted(batch.queues)]
+        statement = statements.insert(self._store.kind, "queues", QUEUE, self._store.key_type, key="queue, broker", update=QUEUE_UPDATE)
+        self._put("queues", QUEUE, rows, statement)
 
     def _commands(self, batch: Batch) -> None:
         text = "UPDATE {commands} SET finished_at = ?, outcome = ?, detail = ? WHERE id = ? AND finished_at IS NULL"
         for at, outcome, detail, command_id in batch.commands:
-            values = (stored_time(self._store.kind, at), outcome, detail, command_id)
+            if outcome == PASSED and passed_on(self._store, command_id, detail):
+                continue
+            values = (stored_time(self._store.kind, at), "refused" if outcome == PASSED else outcome, detail, command_id)
             if not self._is_careful:
                 self._store.execute(text, values)
                 continue
@@ -166,6 +209,15 @@ class _Flush:
                     self._store.execute(text, values)
             except DataRefused:
                 self._refused["commands"] = self._refused.get("commands", 0) + 1
+
+    def _breakers(self, batch: Batch) -> None:
+        """Last of all, for guarded calls of others wait for these rows."""
+        if batch.breaker_calls:
+            try:
+                with self._store.savepoint():
+                    breakers.flush(self._store, batch.breaker_calls.values())
+            except DataRefused:
+                self._refused["circuit_breakers"] = len(batch.breaker_calls)
 
     def _worker(self, known: dict[str, Any]) -> None:
         write_worker(self._store, self._origin, known, self._put)
@@ -179,11 +231,15 @@ class _Flush:
         for (queue, actor, outcome), count in batch.counted_jobs.items():
             key = (counters.JOBS, (("actor", actor), ("queue", queue), ("outcome", outcome)))
             found[key] = found.get(key, 0) + count
+        for (queue, actor, type_), count in batch.passed.items():
+            found[counters.VIOLATIONS, (("actor", actor), ("queue", queue), ("type", type_))] = count
         for what, count in batch.dropped.items():
             found[counters.DROPPED, (("what", what),)] = count
         if batch.broken:
             self._refused["journal"] = batch.broken
-        write_statistics(store, batch.statistics, found, self._put)
+        hour = statements.insert(store.kind, "hours", counters.HOUR, store.key_type, key="process, hour_at", update=counters.HOUR_SUM)
+        self._put("hours", counters.HOUR, counters.hour_rows(batch.statistics, self._origin.worker_id), hour)
+        write_statistics(store, batch.statistics, found, batch.peaks, self._put)
         if self._refused:
             rows = counters.counter_rows({(counters.UNWRITABLE, (("table", table),)): n for table, n in self._refused.items()})
             self._put("counters", counters.COUNTER, rows, counter_upsert(store))
@@ -231,128 +287,3 @@ def _cleaned(value: Any, type_: str) -> Any:
     if number != number or abs(number) > 9e18 or (type_ == "time" and not 0 <= number < 253_402_300_000):  # noqa: PLR0124  # only NaN differs from itself
         return None
     return int(value) if type_ == "int" else number
-
-
-def put(store: Store, columns: Columns, rows: list[list[Any]], statement: str) -> None:
-    """Run a statement of :mod:`.statements` for these rows."""
-    if not rows:
-        return
-    if store.key_type != "id":
-        rows = [[*row, store.new_key()] for row in rows]
-    if store.kind == "sqlite":
-        store.execute_many(statement, _with_iso_times(columns, rows))
-        return
-    for first in range(0, len(rows), _CHUNK_ROWS):
-        chunk = rows[first : first + _CHUNK_ROWS]
-        if statements.ROWS in statement:
-            _put_literals(store, columns, chunk, statement)
-        else:
-            _put_json(store, chunk, statement)
-
-
-_encode_row: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
-#: Escapes that JSON has and MySQL does not know.
-_ESCAPE: Final = re.compile(r"\\(?:u([0-9a-f]{4})|(.))", re.DOTALL)
-
-
-def _put_literals(store: Store, columns: Columns, rows: list[list[Any]], statement: str) -> None:
-    """Write rows as literals: what JSON makes of a value is one for MySQL too, strings in double quotes included."""
-    parts = [_encode_row(row) for row in _with_iso_times(columns, rows, suffix="")]
-    text = "(" + "),(".join([part[1:-1] for part in parts]) + ")"
-    if len(text) > _CHUNK_CHARACTERS and len(rows) > 1:
-        middle = len(rows) // 2
-        _put_literals(store, columns, rows[:middle], statement)
-        _put_literals(store, columns, rows[middle:], statement)
-        return
-    if not text.isascii():
-        text.encode()
-    if "\\u" in text or "\\f" in text:
-        text = _ESCAPE.sub(_unescaped, text)
-    store.execute_literals(statement, statements.ROWS, text)
-
-
-def _unescaped(match: re.Match[str]) -> str:
-    code, character = match.groups()
-    if code is not None:
-        return chr(int(code, 16)) if code != "0000" else "\ufffd"
-    return "\f" if character == "f" else match.group()
-
-
-def _put_json(store: Store, rows: list[list[Any]], statement: str) -> None:
-    text = json.dumps(rows, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    if len(text) > _CHUNK_CHARACTERS and len(rows) > 1:
-        middle = len(rows) // 2
-        _put_json(store, rows[:middle], statement)
-        _put_json(store, rows[middle:], statement)
-        return
-    if not text.isascii():
-        text.encode()  # half a surrogate is told here, before a driver makes something else of it
-    if "\\u0000" in text:
-        raise DataRefused("A NUL character.")
-    store.execute(statement, (text,))
-
-
-def _with_iso_times(columns: Columns, rows: list[list[Any]], *, suffix: str = "+00:00") -> list[list[Any]]:
-    times = [position for position, (_, type_) in enumerate(columns) if type_ == "time"]
-    converted = []
-    for row in rows:
-        row = row.copy()  # noqa: PLW2901  # the caller's stays as it is, for another try
-        for position in times:
-            at = row[position]
-            if at is not None:
-                row[position] = iso(at, suffix)
-        converted.append(row)
-    return converted
-
-
-_seconds: dict[int, str] = {}
-
-
-def iso(at: float, suffix: str = "+00:00") -> str:
-    """A time as SQLite stores it: ISO text of fixed width, in UTC."""
-    micros = round(at * 1_000_000)
-    second, micro = divmod(micros, 1_000_000)
-    text = _seconds.get(second)
-    if text is None:
-        if len(_seconds) > 4096:
-            _seconds.clear()
-        text = _seconds[second] = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{text}.{micro:06}{suffix}"
-
-
-def unix_time(value: Any) -> float | None:
-    """A time as the database gave it, in Unix seconds."""
-    if value is None:
-        return None
-    moment: datetime = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return (moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment).timestamp()
-
-
-def stored_time(kind: str, at: float) -> Any:
-    """A time as a single value of a statement."""
-    if kind == "sqlite":
-        return iso(at)
-    moment = datetime.fromtimestamp(at, UTC)
-    return moment if kind == "postgres" else moment.replace(tzinfo=None)
-
-
-def counter_upsert(store: Store) -> str:
-    """The statement that adds to counters."""
-    return statements.insert(store.kind, "counters", counters.COUNTER, store.key_type, key="series", update=counters.COUNTER_SUM)
-
-
-def write_statistics(store: Store, statistics: counters.Statistics, found: counters.Increments, put_rows: Any) -> None:
-    """Add to the rollups, then to the counters: every writer in the same order."""
-    rollup = statements.insert(store.kind, "rollups", counters.ROLLUP, store.key_type, key="series, minute_at", update=counters.ROLLUP_SUM)
-    put_rows("rollups", counters.ROLLUP, counters.rollup_rows(statistics), rollup)
-    put_rows("counters", counters.COUNTER, counters.counter_rows(found), counter_upsert(store))
-
-
-def write_worker(store: Store, origin: Origin, known: dict[str, Any], put_rows: Any) -> None:
-    """Make or update the row of a worker."""
-    facts = {
-        **_WORKER_ZERO, **known, "worker_id": origin.worker_id, "host": clean(origin.host, 255), "host_identity": origin.host_identity,
-        "pid": origin.pid, "process_started_at": origin.process_started_at,
-    }  # fmt: skip
-    statement = statements.insert(store.kind, "workers", WORKER, store.key_type, key="worker_id", update=_WORKER_UPDATE)
-    put_rows("workers", WORKER, [[facts.get(name) for name, _ in WORKER]], statement)

@@ -10,11 +10,15 @@ import json
 import re
 from bisect import bisect_left
 from collections import Counter
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import records
+from ..circuits import Calls
+from ..payload import payload_text
+from ..records import BUCKETS
 from .columns import CORE, DEAD_LEVEL, FINAL_LEVEL, JOB, POSITION, STATUS_LEVEL, WIDTH, Rule
-from .counters import BUCKETS, CPU_SUM, DURATION_FROM, DURATION_SUM, EMPTY, OUTCOME, RETRY_COUNT, WAIT_FROM, WAIT_SUM, Statistics
+from .counters import CPU_SUM, DURATION_FROM, DURATION_SUM, EMPTY, OUTCOME, RETRY_COUNT, WAIT_FROM, WAIT_SUM, Peaks, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,7 +36,7 @@ _EMPTY: Final[Row] = [None] * len(JOB)
 (_JOB_ID, _CREATED, _UPDATED, _ACTOR, _QUEUE, _BROKER, _PRIORITY, _ENQUEUED, _PAYLOAD, _COMPLETE, _ITYPE, _IID, _PARENT, _TENANT,
  _RETRIES, _ATTEMPT, _DELIVERIES, _STATUS, _LEVEL, _COMPLETED, _FAILED, _RETRY, _ETA, _RUN, _RUN_RETRIES, _STARTED, _ENDED, _TIMEOUT,
  _INTERVAL, _LIMITS, _WORKER, _THREAD, _PEAK, _ATTRIBUTION, _CPU, _ENDED_BY, _FLUSH, _SAMPLED, _USAGE, _CPU_USAGE, _BEAT_AT, _METADATA,
- _PROGRESS, _CURRENT, _TOTAL, _PHASE, _TWICE_BY) = range(len(JOB))  # fmt: skip
+ _PROGRESS, _CURRENT, _TOTAL, _PHASE, _HEALTH, _TWICE_BY, _WAITING) = range(len(JOB))  # fmt: skip
 _RUN_COLUMNS: Final = tuple(POSITION[column.name] for column in JOB if column.rule in {Rule.RUN, Rule.RUNMAX})
 for _zeroed in (_ATTEMPT, _DELIVERIES, _RETRIES):
     _EMPTY[_zeroed] = 0
@@ -41,7 +45,7 @@ _EMPTY[_LEVEL] = -1
 _RUNNING: Final = STATUS_LEVEL["running"]
 _SKIPPED: Final = STATUS_LEVEL["skipped"]
 #: Where the moment of an end is kept.
-_END_COLUMN: Final = {"completed": _COMPLETED, "skipped": _COMPLETED, "failed": _FAILED, "cancelled": _FAILED}
+_END_COLUMN: Final = {"completed": _COMPLETED, "skipped": _COMPLETED, "failed": _FAILED, "cancelled": _FAILED, "lost": _FAILED}
 
 
 def clean(text: Any, width: int) -> Any:
@@ -116,6 +120,10 @@ class Batch:
         self.errors: list[Row] = []
         self.heartbeats: list[Row] = []
         self.dead_letters: list[Row] = []
+        self.violations: list[Row] = []
+        #: Of the worker, whose jobs cannot be told apart.
+        self.shared_violations: list[Row] = []
+        self.health_checks: list[Row] = []
         self.events: list[Row] = []
         self.worker: dict[str, Any] = {}
         #: Runs that are open and not their row's any more, by run_id.
@@ -123,10 +131,22 @@ class Batch:
         self.ended_runs: set[str] = set()
         self.statistics: Statistics = {}
         self.dropped: Counter[str] = Counter()
+        #: (job_id, run_id, missed heartbeats, whether it is stuck), the last word of each run, by run_id.
+        self.stuck: dict[str, Row] = {}
         #: (finished at, outcome, detail, command id)
         self.commands: list[Row] = []
+        #: The last reading of each queue, by (queue, broker).
+        self.queues: dict[tuple[str, str], Row] = {}
+        #: The highest memory of a run that ended, by (queue, actor).
+        self.peaks: Peaks = {}
+        #: Limits that were passed: (queue, actor, type) to how many; those that somebody has set.
+        self.passed: Counter[tuple[str, str, str]] = Counter()
+        #: Jobs that an operator has ended for good, and when.
+        self.cancelled: dict[str, float] = {}
         #: Jobs of which only the number is left: (queue, actor, outcome) to how many.
         self.counted_jobs: Counter[tuple[str, str, str]] = Counter()
+        #: Guarded calls, by service.
+        self.breaker_calls: dict[str, Calls] = {}
         self.broken = 0
         #: Whether a row needs more than the narrow statement.
         self.is_wide = False
@@ -147,6 +167,12 @@ class Batch:
             records.DROPPED: self._drop,
             records.COMMAND_DONE: self._command_done,
             records.COUNTED: self._counted,
+            records.QUEUE_READ: self._queue_read,
+            records.VIOLATED: self._violated,
+            records.HEALTH_CHECKED: self._health_checked,
+            records.DEFERRED: self._deferred,
+            records.STUCK: self._stuck,
+            records.BREAKER_CALLS: self._breaker_calls,
         }
 
     def add(self, entries: Iterable[tuple[Any, ...]]) -> None:
@@ -162,7 +188,7 @@ class Batch:
         """Number the attempts, now that all starts are known, and sort, so that two writers cannot deadlock."""
         for error in self.errors:
             error[3] = self.jobs[error[0]][_ATTEMPT] - error[3]
-        for rows in (self.errors, self.heartbeats, self.dead_letters):
+        for rows in (self.errors, self.heartbeats, self.dead_letters, self.violations, self.health_checks):
             rows.sort(key=_first)
 
     def job_rows(self) -> list[Row]:
@@ -176,6 +202,11 @@ class Batch:
             if row[_PAYLOAD] is None:
                 row[_COMPLETE] = None
         return rows if self.is_wide else [row[:narrow] for row in rows]
+
+    def run_of(self, job_id: str) -> str | None:
+        """The run that this slice has told of a job, the last of several."""
+        row = self.jobs.get(job_id)
+        return None if row is None else row[_RUN]
 
     # -- what entries have in common
 
@@ -215,7 +246,7 @@ class Batch:
     def _tell(row: Row, level: int, status: str, retries: int) -> None:
         """Take a status: its level is higher than the one that the row has."""
         row[_LEVEL], row[_STATUS] = level, status
-        row[_COMPLETED] = row[_FAILED] = row[_RETRY] = None
+        row[_COMPLETED] = row[_FAILED] = row[_RETRY] = row[_WAITING] = None
         row[_RETRIES] = max(row[_RETRIES], retries)
 
     # -- the life of a job
@@ -227,7 +258,7 @@ class Batch:
         if row[_PRIORITY] is None:
             row[_PRIORITY] = priority
         if row[_PAYLOAD] is None and payload is not None:
-            row[_PAYLOAD], row[_COMPLETE] = _json(payload), complete
+            row[_PAYLOAD], row[_COMPLETE] = _json(payload_text(payload)), complete
         if extra != _NO_EXTRA:
             self._initiated(row, *extra)
         level = retries * 32
@@ -236,8 +267,8 @@ class Batch:
             row[_RETRY] = retry_at
         elif level == row[_LEVEL] and row[_RETRY] is None:
             row[_RETRY] = retry_at
-        if eta is not None and level == row[_LEVEL]:
-            row[_ETA] = _time(eta)
+        if eta is not None:
+            self._due(row, eta)
         if retry_at is not None:
             row[_RETRY] = _time(row[_RETRY])
 
@@ -279,7 +310,7 @@ class Batch:
             wins = own % 32 < FINAL_LEVEL and is_start
         else:
             wins = level > own or (level == own and run_id > row[_RUN] and level % 32 >= FINAL_LEVEL)
-        if row[_RUN_RETRIES] == retries and row[_STATUS] == "completed":
+        if row[_RUN_RETRIES] == retries and row[_STATUS] in {"completed", "lost"}:
             row[_TWICE_BY] = self._flush
         if wins:
             if row[_ENDED] is None:
@@ -298,9 +329,12 @@ class Batch:
         (_, at, job_id, run_id, retries, actor, queue, outcome, status, duration_s, cpu_seconds, peak, attribution, _, started_at,
          thread) = entry  # fmt: skip
         row = self._row(job_id, at)
+        names = self._names
         if row[_ACTOR] is None:
-            names = self._names
             row[_ACTOR], row[_QUEUE] = names.get(actor) or self._name(actor), names.get(queue) or self._name(queue)
+        if peak is not None:
+            key = (names.get(queue) or self._name(queue), names.get(actor) or self._name(actor))
+            self.peaks[key] = max(peak, self.peaks.get(key, 0))
         numbers = self._numbers(at, queue, actor)
         numbers[OUTCOME[outcome]] += 1
         numbers[DURATION_SUM] += duration_s
@@ -314,16 +348,17 @@ class Batch:
             level, status_told, retries_told = retries * 32 + STATUS_LEVEL[status], status, retries
         if outcome != "succeeded":
             self._error(row, entry)
+        if status == "cancelled":
+            self.cancelled[row[_JOB_ID]] = at
         self.ended_runs.add(run_id)
         self.open_runs.pop(run_id, None)
         if row[_RUN] is not None and row[_RUN] != run_id and not self._change_run(row, run_id, level, at, retries, is_start=False):
             return
         if level > row[_LEVEL]:
             self._tell(row, level, status_told, retries_told)
-            if status is not None:
+            if status in _END_COLUMN:  # else a retry follows
                 row[_END_COLUMN[status]] = at
         row[_RUN], row[_RUN_RETRIES], row[_STARTED], row[_ENDED] = run_id, retries, started_at, at
-        names = self._names
         row[_WORKER], row[_THREAD] = self._worker_id, names.get(thread) or self._name(thread)
         if cpu_seconds is not None:
             row[_CPU] = cpu_seconds
@@ -347,6 +382,25 @@ class Batch:
         if level > row[_LEVEL]:
             self._tell(row, level, "skipped", retries)
             row[_COMPLETED] = at
+
+    def _deferred(self, entry: tuple[Any, ...]) -> None:
+        _, at, job_id, retries, actor, queue, enqueued_at, eta, *reason = entry
+        row = self._row(job_id, at)
+        self._identify(row, actor, queue, enqueued_at)
+        row[_DELIVERIES] += 1
+        level = retries * 32
+        if level > row[_LEVEL]:
+            self._tell(row, level, "pending", retries)
+        if level == row[_LEVEL]:
+            self.is_wide = True
+            row[_WAITING] = clean(reason[0] if reason else None, _NAME_WIDTH)
+        self._due(row, eta)
+
+    @staticmethod
+    def _due(row: Row, eta: float) -> None:
+        at = _time(eta)
+        if at is not None:
+            row[_ETA] = at if row[_ETA] is None else max(row[_ETA], at)
 
     def _dead(self, entry: tuple[Any, ...]) -> None:
         (_, at, job_id, retries, actor, queue, enqueued_at, reason, exception, message, trace, payload, complete) = entry
@@ -405,6 +459,31 @@ class Batch:
         if keep:
             self.heartbeats.append([row[_JOB_ID], at, run_id, clean(heartbeat_id, 191), source, None, None, current, total, metadata])
 
+    def _violated(self, entry: tuple[Any, ...]) -> None:
+        (_, at, job_id, run_id, type_, limit, actual, attribution, metadata, actor, queue, is_default) = entry
+        type_ = clean(type_, WIDTH["word"])
+        facts = [at, run_id, type_, float(limit), float(actual), attribution, _json(metadata), self._worker_id]
+        if job_id is None:
+            self.shared_violations.append(facts)
+        else:
+            row, _ = self._of_run(job_id, run_id, at)
+            self.violations.append([row[_JOB_ID], *facts])
+        if not is_default:
+            self.passed[clean(queue, _NAME_WIDTH), clean(actor, _NAME_WIDTH), type_] += 1
+
+    def _health_checked(self, entry: tuple[Any, ...]) -> None:
+        (_, at, job_id, run_id, status, reason, metadata, _) = entry
+        row, is_latest = self._of_run(job_id, run_id, at)
+        status = clean(status, WIDTH["word"])
+        if is_latest:
+            row[_HEALTH] = status
+        self.health_checks.append([row[_JOB_ID], at, run_id, status, clean(reason, _TEXT_WIDTH), _json(metadata)])
+
+    def _stuck(self, entry: tuple[Any, ...]) -> None:
+        _, at, job_id, run_id, missed, is_stuck = entry
+        row, _ = self._of_run(job_id, run_id, at)
+        self.stuck[run_id] = [row[_JOB_ID], run_id, int(missed), bool(is_stuck)]
+
     # -- the process
 
     def _event(self, entry: tuple[Any, ...]) -> None:
@@ -439,6 +518,26 @@ class Batch:
     def _command_done(self, entry: tuple[Any, ...]) -> None:
         _, at, command_id, outcome, detail = entry
         self.commands.append([at, clean(outcome, WIDTH["word"]), clean(detail, _TEXT_WIDTH), command_id])
+
+    def _queue_read(self, entry: tuple[Any, ...]) -> None:
+        _, at, broker, queue, ready, delayed, dead, oldest_at, *more = entry
+        paused, paused_for = more or (None, None)
+        key = (clean(queue, _NAME_WIDTH), clean(broker, WIDTH["word"]))
+        self.queues[key] = [*key, ready, delayed, dead, _time(oldest_at), paused, clean(paused_for, _NAME_WIDTH), at]
+
+    def _breaker_calls(self, entry: tuple[Any, ...]) -> None:
+        calls = Calls(*entry[2:])
+        service = clean_key(calls.service)
+        known = self.breaker_calls.get(service)
+        if known is None:
+            self.breaker_calls[service] = calls._replace(service=service)
+            return
+        sums = {name: getattr(known, name) + getattr(calls, name) for name in ("succeeded", "failed", "refused", "ignored", "successes")}
+        last, seconds = max(known.last_success_at, calls.last_success_at), known.seconds + calls.seconds
+        buckets = tuple(map(sum, zip_longest(known.buckets, calls.buckets, fillvalue=0)))
+        self.breaker_calls[service] = known._replace(
+            **sums, last_success_at=last, window_size=calls.window_size, seconds=seconds, buckets=buckets
+        )
 
     def _counted(self, entry: tuple[Any, ...]) -> None:
         _, at, queue, actor, outcome, status, jobs, duration_sum_s = entry

@@ -29,8 +29,8 @@ class Rule(Enum):
     RUNMAX = "runmax"
     #: Goes with the status: who tells the status tells this too.
     STATUS = "status"
-    #: As STATUS, but what does not know it leaves it alone.
-    PLAN = "plan"
+    #: Likewise, but the last of those who tell the same status counts.
+    STATUS_LAST = "status_last"
     #: The flush that first brought a final status; the message is counted by it.
     ENDED_BY = "ended_by"
     #: The flush that found that a second run came after one that had succeeded.
@@ -75,7 +75,7 @@ CORE: Final[tuple[Column, ...]] = (
     Column("completed_at", "time", Rule.STATUS),
     Column("failed_at", "time", Rule.STATUS),
     Column("retry_at", "time", Rule.STATUS),
-    Column("eta", "time", Rule.PLAN),
+    Column("eta", "time", Rule.MAX),
     Column("run_id", "key", Rule.RUN),
     Column("run_retries", "int", Rule.RUN),
     Column("started_at", "time", Rule.RUN),
@@ -103,7 +103,9 @@ MORE: Final[tuple[Column, ...]] = (
     Column("progress_current", "real", Rule.RUN),
     Column("progress_total", "real", Rule.RUN),
     Column("phase", "name", Rule.RUN),
+    Column("health", "word", Rule.RUN),
     Column("twice_by", "int", Rule.TWICE_BY),
+    Column("waiting_for", "name", Rule.STATUS_LAST),
 )
 
 
@@ -115,7 +117,6 @@ CLEARED: Final[tuple[Column, ...]] = (
     Column("other_started_at", "time", Rule.OTHER),
     Column("other_by", "int", Rule.OTHER_BY),
     Column("missed_heartbeats", "int", Rule.RUN),
-    Column("health", "word", Rule.RUN),
 )
 
 JOB: Final = CORE + MORE
@@ -179,6 +180,26 @@ DEAD_LETTER: Final[tuple[tuple[str, str], ...]] = (
     ("payload", "json"),
     ("payload_complete", "flag"),
 )
+#: Of a job; where it is the worker's, without ``job``.
+VIOLATION: Final[tuple[tuple[str, str], ...]] = (
+    ("job", "key"),
+    ("created_at", "time"),
+    ("run_id", "key"),
+    ("type", "word"),
+    ("limit", "real"),
+    ("actual", "real"),
+    ("attribution", "word"),
+    ("metadata", "json"),
+    ("worker_id", "key"),
+)
+HEALTH_CHECK: Final[tuple[tuple[str, str], ...]] = (
+    ("job", "key"),
+    ("created_at", "time"),
+    ("run_id", "key"),
+    ("status", "word"),
+    ("reason", "text"),
+    ("metadata", "json"),
+)
 OPEN_RUN: Final[tuple[tuple[str, str], ...]] = (
     ("run_id", "key"),
     ("job_id", "key"),
@@ -195,6 +216,20 @@ EVENT: Final[tuple[tuple[str, str], ...]] = (
     ("service", "name"),
     ("data", "json"),
 )
+
+QUEUE: Final[tuple[tuple[str, str], ...]] = (
+    ("queue", "name"),
+    ("broker", "word"),
+    ("ready", "int"),
+    ("delayed", "int"),
+    ("dead", "int"),
+    ("oldest_at", "time"),
+    ("paused", "flag"),
+    ("paused_for", "name"),
+    ("read_at", "time"),
+)
+#: The later reading stays, whoever writes it; read_at is the last, for MySQL sees what it has assigned already.
+QUEUE_UPDATE: Final = tuple(f"{name} = CASE WHEN e.read_at >= o.read_at THEN e.{name} ELSE o.{name} END" for name, _ in QUEUE[2:])
 
 #: Characters that a column of this type holds.
 WIDTH: Final[dict[str, int]] = {"key": 191, "name": 255, "word": 40}

@@ -10,22 +10,25 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Final
 
-from ..records import RUN_OUTCOMES
+from ..records import BUCKETS, RUN_OUTCOMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-#: Upper bounds in seconds; the last bucket has none.
-BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+#: The bounds of the buckets as Prometheus has them.
 BOUNDS: Final = (*(f"{bound:g}" for bound in BUCKETS), "+Inf")
 
 JOBS: Final = "chaperone_jobs_total"
 RUNS: Final = "chaperone_runs_total"
 RETRIES: Final = "chaperone_retries_total"
+VIOLATIONS: Final = "chaperone_violations_total"
+CPU: Final = "chaperone_cpu_seconds_total"
 DURATION: Final = "chaperone_run_duration_seconds"
 WAIT: Final = "chaperone_queue_wait_seconds"
 DROPPED: Final = "chaperone_dropped_total"
 UNWRITABLE: Final = "chaperone_unwritable_rows_total"
+#: Not counted but marked: the highest value ever seen.
+MEMORY_PEAK: Final = "chaperone_memory_peak_bytes"
 
 #: What is counted for each minute, queue and actor: positions in a flat list of numbers.
 OUTCOME: Final = {outcome: position for position, outcome in enumerate(RUN_OUTCOMES)}
@@ -51,10 +54,15 @@ ROLLUP: Final = (
     *(("series", "word"), ("minute_at", "time"), ("queue", "name"), ("actor_name", "name")),
     *((name, "real" if name in _REAL else "int") for name in _NUMBERS),
 )
+HOUR: Final = (("hour_at", "time"), ("process", "key"), ("completed", "int"), ("failed", "int"))
+HOUR_SUM: Final = ("completed = o.completed + e.completed", "failed = o.failed + e.failed")
 COUNTER_SUM: Final = ("value = o.value + e.value",)
+COUNTER_MARK: Final = ("value = CASE WHEN e.value > o.value THEN e.value ELSE o.value END",)
 ROLLUP_SUM: Final = tuple(f"{name} = o.{name} + e.{name}" for name in _NUMBERS)
 
 Increments = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+#: (queue, actor) to bytes.
+Peaks = dict[tuple[str, str], int]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -74,6 +82,16 @@ def rollup_rows(statistics: Statistics) -> list[list[object]]:
     return rows
 
 
+def hour_rows(statistics: Statistics, process: str) -> list[list[object]]:
+    """The rows that are added to ``hours``, oldest first: a job has failed when a run did that no retry follows."""
+    totals: dict[int, list[float]] = {}
+    for (minute, _, _), numbers in statistics.items():
+        ended = totals.setdefault(minute // 60, [0, 0])
+        ended[0] += numbers[OUTCOME["succeeded"]]
+        ended[1] += numbers[OUTCOME["failed"]] + numbers[OUTCOME["interrupted"]] + numbers[OUTCOME["killed"]] - numbers[RETRY_COUNT]
+    return [[hour * 3600.0, process, *map(int, ended)] for hour, ended in sorted(totals.items()) if any(ended)]
+
+
 def counter_rows(increments: Mapping[tuple[str, tuple[tuple[str, str], ...]], float]) -> list[list[object]]:
     """The rows that are added to ``counters``, sorted by key so that writers cannot deadlock."""
     rows: list[list[object]] = []
@@ -82,6 +100,11 @@ def counter_rows(increments: Mapping[tuple[str, tuple[tuple[str, str], ...]], fl
         rows.append([series, name, text, value])
     rows.sort(key=lambda row: str(row[0]))
     return rows
+
+
+def mark_rows(peaks: Peaks) -> list[list[object]]:
+    """The rows that raise the marks in ``counters``, sorted as above."""
+    return counter_rows({(MEMORY_PEAK, (("actor", actor), ("queue", queue))): value for (queue, actor), value in peaks.items()})
 
 
 def increments(statistics: Statistics) -> Increments:
@@ -98,12 +121,15 @@ def increments(statistics: Statistics) -> Increments:
                 found[RUNS, (*labels, ("outcome", outcome))] = numbers[position]
         if numbers[RETRY_COUNT]:
             found[RETRIES, labels] = numbers[RETRY_COUNT]
+        if numbers[CPU_SUM]:
+            found[CPU, labels] = numbers[CPU_SUM]
         for name, first, total in ((DURATION, DURATION_FROM, numbers[DURATION_SUM]), (WAIT, WAIT_FROM, numbers[WAIT_SUM])):
-            _histogram(found, name, labels, numbers[first : first + len(BOUNDS)], total)
+            add_histogram(found, name, labels, numbers[first : first + len(BOUNDS)], total)
     return found
 
 
-def _histogram(found: Increments, name: str, labels: tuple[tuple[str, str], ...], buckets: list[float], total: float) -> None:
+def add_histogram(found: Increments, name: str, labels: tuple[tuple[str, str], ...], buckets: Sequence[float], total: float) -> None:
+    """Put observations into increments that have none of this series yet: one number a bucket, and their sum."""
     count = sum(buckets)
     if not count:
         return

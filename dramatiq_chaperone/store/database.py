@@ -5,11 +5,12 @@ Every error of a driver leaves here as one of ours, without the password.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sqlite3
+import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -55,7 +56,40 @@ class Conflict(StoreError):
     """Two transactions wanted the same rows; this one was chosen to try again."""
 
 
-class _Postgres(peewee.PostgresqlDatabase):
+class DriverMissing(StoreError):
+    """The Python package that speaks to this kind of database is not installed."""
+
+
+class _Ends:
+    """Closes the connection of a thread that ends, or of a database that nobody holds any more."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection, self._pid = connection, os.getpid()
+
+    def __del__(self) -> None:
+        if self._pid == os.getpid():
+            with contextlib.suppress(Exception):  # it was closed before, or is broken
+                self._connection.close()
+
+
+class _Closing(peewee.Database):
+    """Threads come and go, and nobody tells us: a view's, a pool's."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self._ends = threading.local()
+        super().__init__(*arguments, **more)
+
+    def _connect(self) -> Any:
+        connection = super()._connect()  # type: ignore[misc]  # not in the stubs
+        self._ends.of_connection = _Ends(connection)
+        return connection
+
+
+class _SQLite(_Closing, peewee.SqliteDatabase):
+    pass
+
+
+class _Postgres(_Closing, peewee.PostgresqlDatabase):
     limit_s: float | None = None
 
     def _initialize_connection(self, conn: Any) -> None:
@@ -82,7 +116,7 @@ def _bounded(conn: Any, generator: Any, until: float) -> Any:
         return end.value
 
 
-class _MySQL(peewee.MySQLDatabase):
+class _MySQL(_Closing, peewee.MySQLDatabase):
     def _initialize_connection(self, conn: Any) -> None:
         with conn.cursor() as cursor:
             cursor.execute("SET time_zone = '+00:00', sql_mode = 'TRADITIONAL,NO_ENGINE_SUBSTITUTION'")
@@ -108,7 +142,8 @@ def connect(url: str, *, limit_s: float | None) -> peewee.Database:
     kind = kind_of(url)
     if kind == "sqlite":
         pragmas = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": 1, "busy_timeout": BUSY_TIMEOUT_S * 1000}
-        return peewee.SqliteDatabase(str(sqlite_path(url)), pragmas=pragmas, timeout=BUSY_TIMEOUT_S)
+        # Each thread has its own all the same; but the last reference to a connection may go anywhere, and it is closed there.
+        return _SQLite(str(sqlite_path(url)), pragmas=pragmas, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
     parts = urlsplit(url)
     login = {"host": parts.hostname, "port": parts.port, "user": parts.username, "password": parts.password}
     arguments: dict[str, Any] = {name: unquote(value) if isinstance(value, str) else value for name, value in login.items() if value}
@@ -121,6 +156,15 @@ def connect(url: str, *, limit_s: float | None) -> peewee.Database:
         return postgres
     timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": limit_s, "write_timeout": limit_s}
     return _MySQL(database, **{**timeouts, **arguments})
+
+
+def make_file(path: Path) -> None:
+    """Make SQLite's file and its folder, for this user alone, unless they are there.  Raises StoreUnavailable."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+    except OSError as e:
+        raise StoreUnavailable(f"{path} cannot be made: {e.strerror}") from e
 
 
 class Connections:
@@ -216,13 +260,13 @@ class Connections:
         # A read that becomes a write cannot wait for another writer, it fails at once.
         return self.database.atomic("IMMEDIATE") if self.kind == "sqlite" else self.database.atomic()
 
-    @contextmanager
+    @contextlib.contextmanager
     def savepoint(self) -> Iterator[None]:
         """Undo only this part when it fails."""
         with self.translated(), self.database.savepoint():
             yield
 
-    @contextmanager
+    @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
         """Turn what a driver raises into our errors; drop a connection that is of no use any more; no fork in the middle."""
         try:
@@ -236,6 +280,8 @@ class Connections:
             raise DataRefused(self._safe(e)) from e
 
     def _translate(self, error: Exception) -> StoreError:
+        if isinstance(error, peewee.ImproperlyConfigured):
+            return DriverMissing(f"The driver for {self.kind} is not installed; run: pip install 'dramatiq-chaperone[{self.kind}]'")
         codes = _codes(error)
         text = self._safe(error)
         if codes & _CONFLICTS:

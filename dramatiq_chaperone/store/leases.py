@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from . import Store
+
+T = TypeVar("T")
 
 #: Now, and now plus a number of seconds, in each database's words and in the store's form of a time.
 NOW: Final = {
@@ -18,6 +22,30 @@ LATER: Final = {
     "postgres": "clock_timestamp() + ?::float8 * INTERVAL '1 second'",
     "mysql": "UTC_TIMESTAMP(6) + INTERVAL ? SECOND",
 }
+#: A number of seconds ago.
+AGO: Final = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now', '-' || ? || ' seconds')",
+    "postgres": "clock_timestamp() - ?::float8 * INTERVAL '1 second'",
+    "mysql": "UTC_TIMESTAMP(6) - INTERVAL ? SECOND",
+}
+#: A holder that is frozen in the middle of its transaction keeps its successor waiting: so the server ends it after 10 s.  MySQL
+#: takes what is for MariaDB as a comment and cannot do that; there the successor waits for as long as the lock does.
+_END_THE_FROZEN: Final = {
+    "postgres": "SET LOCAL idle_in_transaction_session_timeout = 10000",
+    "mysql": "SET @chaperone = 1 /*M!100300 , SESSION idle_transaction_timeout = 10 */",
+}
+
+
+class LeaseLost(Exception):
+    """The lease is another's, or has run out: nothing was written."""
+
+
+class Lease(NamedTuple):
+    """A lease that was got."""
+
+    name: str
+    holder: str
+    epoch: int
 
 
 def acquire(store: Store, name: str, holder: str, *, seconds: float) -> int | None:
@@ -55,7 +83,35 @@ def holds(store: Store, name: str, holder: str, epoch: int) -> bool:
     return bool(store.rows(text, (name, holder, epoch)))
 
 
+def under(store: Store, lease: Lease, work: Callable[[], T]) -> T:
+    """Run *work* in a transaction that is kept only if the lease is held at its beginning and still at its end.
+
+    Whoever holds it was perhaps frozen since it last looked, also between these two.
+
+    Raises:
+      LeaseLost: it is not held; whatever *work* wrote is undone.
+    """
+
+    def guarded() -> T:
+        if store.kind in _END_THE_FROZEN:
+            store.execute(_END_THE_FROZEN[store.kind])
+        if not holds(store, *lease):
+            raise LeaseLost(lease.name)
+        done = work()
+        if not holds(store, *lease):
+            raise LeaseLost(lease.name)
+        return done
+
+    return store.transact(guarded)
+
+
 def release(store: Store, name: str, holder: str) -> bool:
     """Give the lease up at once; False if it was not held."""
     text = "UPDATE {leases} SET holder = NULL, expires_at = NULL WHERE name = ? AND holder = ?"
     return store.transact(lambda: bool(store.execute(text, (name, holder)).rowcount == 1))
+
+
+def is_held(store: Store, name: str) -> bool:
+    """Whether anybody holds the lease."""
+    text = f"SELECT 1 FROM {{leases}} WHERE name = ? AND holder IS NOT NULL AND expires_at >= {NOW[store.kind]}"
+    return bool(store.rows(text, (name,)))

@@ -60,9 +60,16 @@ WINS: Final = (
 _OTHER_RUN: Final = "e.run_id <> o.run_id"
 #: Whatever the status says: a retry may have been reported by another run of the message.
 _OWN_OPEN: Final = "o.run_id IS NOT NULL AND o.ended_at IS NULL"
-#: Another run of the same retries has succeeded, and this one starts or ends.
+#: Two runs of one delivery.  One of the same retries has ended by itself, and this one starts or ends; or this one ends, long
+#: after its start was reported, and one of the same retries has begun since.  Or one of any later retries has, and this one
+#: succeeds, or its worker says itself that others have the message (lost).  Of a run whose worker died no end is reported, so
+#: it has no failed_at either, and one that fails may have been retried already: those are in order.
 _TWICE: Final = (
-    "e.run_id <> o.run_id AND e.run_retries = o.run_retries AND o.status = 'completed' AND (e.attempt > 0 OR e.ended_at IS NOT NULL)"
+    "e.run_id <> o.run_id AND ("
+    "(e.run_retries = o.run_retries AND o.ended_at IS NOT NULL AND o.status NOT IN ('running', 'stalled') "
+    "AND (o.status <> 'lost' OR o.failed_at IS NOT NULL) AND (e.attempt > 0 OR e.ended_at IS NOT NULL)) "
+    "OR (e.run_retries = o.run_retries AND e.attempt = 0 AND e.ended_at IS NOT NULL) "
+    "OR (e.run_retries < o.run_retries AND e.attempt = 0 AND e.ended_at IS NOT NULL AND e.status IN ('lost', 'completed')))"
 )
 
 
@@ -84,8 +91,8 @@ def _rule(column: Column, greatest: str) -> str:
             return f"CASE WHEN {{other}} THEN CASE WHEN {{wins}} THEN {new} ELSE {own} END ELSE {top} END"
         case Rule.STATUS:
             return f"CASE WHEN {{wins}} THEN {new} WHEN e.level = o.level THEN COALESCE({own}, {new}) ELSE {own} END"
-        case Rule.PLAN:
-            return f"CASE WHEN {{wins}} THEN COALESCE({new}, {own}) ELSE COALESCE({own}, {new}) END"
+        case Rule.STATUS_LAST:
+            return f"CASE WHEN {{wins}} THEN {new} WHEN e.level = o.level THEN COALESCE({new}, {own}) ELSE {own} END"
         case Rule.ENDED_BY:
             return f"COALESCE({own}, CASE WHEN {{wins}} THEN {new} END)"
         case Rule.TWICE_BY:
@@ -112,7 +119,7 @@ def _other(name: str) -> str:
 #: MySQL sees what it has assigned already: what others look at comes last.
 _LAST: Final = (
     *("other_by", "other_started_at", "other_worker_id", "other_run_retries", "other_run_id"),
-    *("worker_id", "started_at", "ended_at", "attempt", "run_retries", "status", "level", "run_id"),
+    *("worker_id", "started_at", "ended_at", "failed_at", "attempt", "run_retries", "status", "level", "run_id"),
 )
 
 
@@ -207,7 +214,8 @@ def insert(
     if not key:
         return text
     if kind == "mysql":
-        body = _replaced(", ".join(update), f"{{{{{table}}}}}.{{0}}".format, "VALUES({0})".format)
+        quoted = [f"`{name}` = {rule}" for name, _, rule in (each.partition(" = ") for each in update)]  # `delayed` is a word of its own
+        body = _replaced(", ".join(quoted), f"{{{{{table}}}}}.`{{0}}`".format, "VALUES(`{0}`)".format)
         return f"{text} ON DUPLICATE KEY UPDATE {body}"
     body = _replaced(", ".join(update), "o.{0}".format, "excluded.{0}".format)
     return f"{text} ON CONFLICT ({key}) DO UPDATE SET {body}"

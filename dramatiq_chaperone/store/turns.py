@@ -10,7 +10,7 @@ from ..service import Service
 from . import Store, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from . import StoreSettings
 
@@ -26,13 +26,26 @@ class Duty(Protocol):
 
 
 class StoreTurns(Service):
-    """Takes the turns of *duties* once a second.  A store that is away is not reported here: the writer does that."""
+    """Takes the turns of *duties* once a second.  A store that is away is not reported here: the writer does that.
+
+    Parameters:
+      often: small ones, which are taken twice a second: what they find has to reach somebody within one.
+      away: told each time that the store did not answer.
+    """
 
     name = "duties"
 
-    def __init__(self, settings: StoreSettings, duties: Sequence[Duty]) -> None:
-        super().__init__(interval_s=1.0)
-        self._settings, self._duties = settings, duties
+    def __init__(
+        self,
+        settings: StoreSettings,
+        duties: Sequence[Duty],
+        *,
+        often: Sequence[Duty] = (),
+        away: Callable[[StoreError], None] = lambda error: None,
+    ) -> None:
+        super().__init__(interval_s=0.5 if often else 1.0)
+        self._settings, self._duties, self._often, self._away = settings, duties, often, away
+        self._is_between = False
         self._store: Store | None = None
 
     def run_once(self) -> None:
@@ -40,12 +53,22 @@ class StoreTurns(Service):
         try:
             if self._store is None:
                 self._store = open_store(self._settings, create=False)
-            for duty in self._duties:
+            for duty in self._often:
                 duty.turn(self._store)
-        except StoreError:
+            if not self._is_between:
+                for duty in self._duties:
+                    duty.turn(self._store)
+            self._is_between = bool(self._often) and not self._is_between
+        except StoreError as error:
             if self._store is not None:
                 self._store.close()
                 self._store = None
+            self._away(error)
+
+    def wake(self) -> None:
+        """Take the next turn of every duty now."""
+        self._is_between = False
+        super().wake()
 
     def _run(self, stop: threading.Event, wake: threading.Event) -> None:
         try:
@@ -59,7 +82,7 @@ class StoreTurns(Service):
         if store is None:
             return
         try:
-            for duty in self._duties:
+            for duty in (*self._often, *self._duties):
                 duty.leave(store)
         except StoreError:
             return  # what they hold runs out by itself

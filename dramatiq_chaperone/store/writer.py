@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final
 
+from .. import host
 from ..errors import JournalError, SchemaError, StoreUnavailable
 from ..journal import thin
 from ..service import Service, internal_error
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from ..journal import JournalDirectory, JournalReader
+    from ..records import Origin
     from . import StoreSettings
 
     class _Settings(StoreSettings, Protocol):
@@ -35,6 +37,9 @@ SMALL_SLICE_BYTES: Final = 256 << 10
 #: A process that sends gives so much of each second to this, and takes so much at once.
 GENTLE_S: Final = 0.020
 GENTLE_BYTES: Final = 32 << 10
+#: Where more than so much comes in a second it could not keep up: what is sent then waits for the pause, until there is too much of it.
+BURST_BYTES: Final = 128 << 10
+PATIENCE_BYTES: Final = 4 << 20
 #: At the end a statement may take as long as is left, but so long in any case.
 _LEAST_LIMIT_S: Final = 0.5
 _PEEK_BYTES: Final = 1 << 20
@@ -54,10 +59,14 @@ class _Held:
         self.reader = reader
         #: Up to where it is in the store; None: the store has to be asked, at first and when the reply to a commit was lost.
         self.position: int | None = None
+        #: Up to where it was in the store when that was last known.
+        self.written = 0
         #: From where to read on: what lies between held no entries.  None: the store was never asked.
         self.offset: int | None = None
         #: Up to where entries were seen.
         self.seen = 0
+        #: When something new was in it last, monotonic.
+        self.heard_at = time.monotonic()
 
 
 class WriteBehind(Service):
@@ -70,8 +79,10 @@ class WriteBehind(Service):
       directory: where the journals are.
       settings: of the store; it is opened when first needed, and made and upgraded as the settings allow.
       takes: which journals, by name; asked again each turn for those that are not held.
-      gentle: this process sends messages: while it does, only 20 ms of each second are used.
+      sent: how far the journal of this process has got, of one that sends messages: while it does, at most 20 ms of each
+        second are used, and nothing at first where it sends many.
       exit_of: exit code and cause of a worker that is gone, by its id, where the caller has seen its end.
+      buried: called when a worker that is gone is recorded as such.
     """
 
     name = "writer"
@@ -82,32 +93,52 @@ class WriteBehind(Service):
         settings: _Settings,
         *,
         takes: Callable[[str], bool],
-        gentle: bool = False,
+        sent: Callable[[], int] | None = None,
         exit_of: Callable[[str], tuple[int | None, str | None]] = lambda worker_id: (None, None),
+        buried: Callable[[], None] = lambda: None,
         interval_s: float = INTERVAL_S,
         slice_bytes: int = SLICE_BYTES,
     ) -> None:
         super().__init__(interval_s=interval_s)
         self._directory, self._settings = directory, settings
-        self._takes, self._gentle, self._exit_of = takes, gentle, exit_of
+        self._takes, self._sent, self._exit_of, self._buried = takes, sent, exit_of, buried
         self._slice_bytes = slice_bytes
+        #: Where the sender was at the last turn, and how much it has written since all of it was in the store.
+        self._sent_before = self._sent_since = 0
         self._store: Store | None = None
         self._held: dict[str, _Held] = {}
         self._failures = 0
         self._try_again_at = 0.0
         self._thinned_at = 0.0
-        self._kept_at = time.monotonic()
+        self._kept_at = self._listened_at = time.monotonic()
         self._trouble: str | None = None
 
     def held(self) -> dict[str, JournalReader]:
         """The journals that are held, by name."""
         return {name: held.reader for name, held in list(self._held.items())}
 
+    def silent_s(self) -> dict[str, float]:
+        """How long nothing new was in each journal that is held, in seconds, at the last look at all of them."""
+        return {name: max(0.0, self._listened_at - held.heard_at) for name, held in list(self._held.items())}
+
+    def backlog_bytes(self) -> int:
+        """How much was seen in the journals that are held and is not in the store, at the last look at each of them.
+
+        Where the store was never asked what it has, all that is there.
+        """
+        return sum(
+            held.reader.backlog_bytes(0) if held.offset is None else max(0, held.seen - held.written) for held in list(self._held.values())
+        )
+
     def run_once(self) -> None:
         """Take what is free, and write what there is."""
         self._take()
-        if time.monotonic() >= self._try_again_at:
-            self._turn(deadline=None)
+        now = time.monotonic()
+        if now < self._try_again_at:
+            self._listen()
+        elif not self._turn(deadline=None):
+            return
+        self._listened_at = now  # not the end of the turn: a journal may have been looked at at its beginning
 
     def forked(self) -> None:
         """The parent's locks are not ours; the store renews its connection by itself."""
@@ -184,8 +215,11 @@ class WriteBehind(Service):
 
     def _write(self, store: Store, deadline: float | None) -> bool:
         """Slice by slice, one of each journal in turn, until there is no more; gently where we are a guest."""
-        budget_end = time.monotonic() + GENTLE_S if self._gentle and deadline is None and not self._is_quiet() else None
-        size = self._slice_bytes if budget_end is None else GENTLE_BYTES
+        size, budget_end = self._slice_bytes, None
+        if self._sent is not None and deadline is None and (more := self._more(self._sent())):
+            if more > BURST_BYTES and self._sent_since < PATIENCE_BYTES:
+                return False
+            size, budget_end = GENTLE_BYTES, time.monotonic() + GENTLE_S
         waiting = list(self._held)
         is_done = True
         while waiting:
@@ -201,37 +235,42 @@ class WriteBehind(Service):
                     is_done = has_more = False
                 if not has_more:
                     waiting.remove(name)
+        if is_done:
+            self._sent_since = 0
         return is_done
+
+    def _more(self, sent: int) -> int:
+        """How much was sent since the last turn."""
+        more, self._sent_before = sent - self._sent_before, sent
+        self._sent_since += more
+        return more
 
     def _is_over(self, deadline: float | None, budget_end: float | None) -> bool:
         if deadline is not None:
             return time.monotonic() >= deadline
         return self._stop.is_set() or (budget_end is not None and time.monotonic() >= budget_end)
 
-    def _is_quiet(self) -> bool:
-        """Whether nothing was appended since the last turn."""
-        is_quiet = True
+    def _listen(self) -> None:
+        """While the store is away: see who still writes."""
         for held in self._held.values():
-            if held.offset is None:
-                return False
             _, end = held.reader.read(held.seen, max_bytes=_PEEK_BYTES)
             if end > held.seen:
-                held.seen, is_quiet = end, False
-        return is_quiet
+                held.seen, held.heard_at = end, time.monotonic()
 
     def _write_slice(self, store: Store, name: str, size: int) -> bool:
         """Write one slice of a journal; whether there may be more."""
         held = self._held[name]
         reader = held.reader
         if held.position is None or held.offset is None:
-            held.position = held.offset = store.position(reader.origin.worker_id)
+            held.position = held.offset = held.written = store.position(reader.origin.worker_id)
         is_dead = not reader.owner_alive()  # asked before the reading: after it nothing can come
         entries, end = reader.read(held.offset, max_bytes=size)
         held.offset, held.seen = end, max(held.seen, end)
         if entries:
+            held.heard_at = time.monotonic()
             start, held.position = held.position, None
             if store.apply(reader.origin, entries, start=start, end=end).is_new:
-                held.position = end
+                held.position = held.written = end
                 reader.free(end)
             return True
         if is_dead:
@@ -243,7 +282,8 @@ class WriteBehind(Service):
         origin = held.reader.origin
         if origin.role == "worker":
             code, cause = self._exit_of(origin.worker_id)
-            lost = store.worker_lost(origin, at=time.time(), exit_code=code, exit_cause=cause)
+            lost = store.worker_lost(origin, at=time.time(), exit_code=code, exit_cause=cause, is_certain=_is_gone(origin))
+            self._buried()
             if lost:
                 logger.warning("The worker %s died; %d jobs that it ran are recorded as lost.", origin.worker_id, len(lost))
         del self._held[name]
@@ -296,3 +336,8 @@ class WriteBehind(Service):
             if backlog > CROWDED_BYTES:
                 fold = functools.partial(thin, drop_successes=backlog > OVERFULL_BYTES)
                 held.reader.compact(held.offset, fold)
+
+
+def _is_gone(origin: Origin) -> bool:
+    """Whether the process is seen to be dead.  One that has closed its journal with jobs in its hands may still run them."""
+    return origin.host_identity == host.host_identity() and not host.is_alive(origin.pid, origin.process_started_at)

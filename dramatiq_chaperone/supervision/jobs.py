@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from time import monotonic, process_time, thread_time, time
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 from uuid import uuid4
 
 from .. import records
@@ -16,7 +17,10 @@ from ..events import HeartbeatReceived, has_subscribers, publish
 from ..service import internal_error
 
 if TYPE_CHECKING:
+    from ..limits import JobLimits
     from .recorder import Recorder
+    from .resources import Usage
+    from .stopping import Child, Stop
 
 T = TypeVar("T")
 
@@ -27,7 +31,8 @@ THINNING: Final = 25
 #: The rate of progress is taken over so many looks of the sampler, at least a second apart.
 RATE_LOOKS: Final = 30
 
-_current: ContextVar[Job | None] = ContextVar("chaperone_job", default=None)
+#: The job that code runs in; for whom the call of :func:`current_job` is too much.
+CURRENT: Final[ContextVar[Job | None]] = ContextVar("chaperone_job", default=None)
 
 
 @dataclass(slots=True)
@@ -42,6 +47,18 @@ class JobSample:
     cpu_max: float
     kept_at: float
     written_at: float
+    #: Bytes, and percent of one core since the reading before.
+    memory: int = 0
+    cpu: float = 0.0
+
+
+class About(TypedDict):
+    """What every event of a job says."""
+
+    job_id: str
+    actor_name: str
+    queue: str
+    worker_id: str
 
 
 class Job:
@@ -60,12 +77,38 @@ class Job:
     # What most runs never change stands here: a job is made for each message, and each assignment counts.
     ended: float | None = None
     cpu_exact: float | None = None
+    #: What it runs, None in a test.
+    message: Any = None
+    #: Whether its message is sent once more if this run does not return; and what ended it then.
+    is_to_rerun = False
+    rerun_for: BaseException | None = None
     process_cpu_started: float = 0.0
     is_cancelled = False
     is_shared = False
     is_dirty = False
     memory_peak: int | None = None
     sample: JobSample | None = None
+    #: What it may use; set where the run begins.
+    limits: JobLimits
+    #: What the process used when it began, in bytes without children; None where nobody set a memory limit for it.
+    memory_before: int | None = None
+    #: What it reported last with heartbeat() or report_progress().
+    reported: Mapping[str, Any] = MappingProxyType({})
+    #: Heartbeats that it promised and did not send, in a row; and whether that makes it stuck.
+    missed_heartbeats = 0
+    is_stuck = False
+    #: How it is being ended; how far that has gone: 'ask', 'interrupt' or 'process'.
+    stop: Stop | None = None
+    rung: str | None = None
+    #: Called where its own code could be told that it has to stop; whether it is to be told, which is once for each stop.
+    tell: Callable[[], bool] | None = None
+    #: Another worker has the message; and what this run raised, if it did.
+    is_taken = False
+    exception: BaseException | None = None
+    #: Its process, where it is isolated.
+    child: Child | None = None
+    #: What that process and its descendants used when the sampler looked last.
+    usage: Usage | None = None
     current: float | None = None
     total: float | None = None
     phase: str | None = None
@@ -109,11 +152,11 @@ class Job:
           metadata: free data, redacted and size-capped; the latest is on the job's row.
 
         Raises:
-          JobCancelled: somebody has asked this job to stop.
+          JobCancelled: somebody has asked this job to stop; once, so that it can clean up.
         """
         if self.ended is not None:
             return
-        self._metadata = {**(metadata or {}), **more}
+        self.reported = self._metadata = {**(metadata or {}), **more}
         self._source = "manual"
         self._report()
 
@@ -127,7 +170,7 @@ class Job:
           phase: the part of the job that it is in.
 
         Raises:
-          JobCancelled: somebody has asked this job to stop.
+          JobCancelled: somebody has asked this job to stop; once, so that it can clean up.
         """
         if self.ended is not None:
             return
@@ -136,7 +179,7 @@ class Job:
         if phase is not None:
             self.phase = phase
         if metadata or more:
-            self._metadata = {**(metadata or {}), **more}
+            self.reported = self._metadata = {**(metadata or {}), **more}
         self._source = "progress"
         if self._reports == 0 or self.is_cancelled or has_subscribers(HeartbeatReceived):
             self._report()
@@ -150,7 +193,7 @@ class Job:
           total: how many there are; taken from ``len(rows)`` where that is known.
 
         Raises:
-          JobCancelled: somebody has asked this job to stop.
+          JobCancelled: somebody has asked this job to stop; once, so that it can clean up.
         """
         if total is None and isinstance(rows, Sized):
             total = len(rows)
@@ -161,8 +204,13 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody has asked this job to stop.  ``heartbeat()``, ``report_progress()`` and ``track()`` raise then."""
+        """Whether this job has been asked to stop: the next ``heartbeat()``, ``report_progress()`` or ``track()`` raises then."""
         return self.is_cancelled
+
+    @property
+    def has_reported(self) -> bool:
+        """Whether it has sent a heartbeat, or reported progress."""
+        return self._reports > 0
 
     @property
     def progress(self) -> int | None:
@@ -181,6 +229,11 @@ class Job:
     def elapsed_s(self) -> float:
         """Seconds since the run began."""
         return (self.ended or monotonic()) - self.started
+
+    @property
+    def reports(self) -> int:
+        """How often something that it reported was written down; it grows by the sampler's next turn after each report."""
+        return self._reports
 
     def is_due(self, kept_at: float, now: float) -> bool:
         """Whether a history whose last row is of *kept_at* may have another at *now*, both monotonic."""
@@ -204,8 +257,10 @@ class Job:
             self._write(heartbeat_id, keep=True)
         else:  # only then: what is dirty the sampler may write at any moment, and its metadata would be told twice, or not
             self.is_dirty = True
-        if self.is_cancelled:
-            raise JobCancelled(f"Job {self.job_id} was cancelled.")
+        if self.is_cancelled and (self.tell is None or self.tell()):
+            if self.stop is None or self.stop.exception is JobCancelled:
+                raise JobCancelled(f"Job {self.job_id} was cancelled.")
+            raise self.stop.exception
 
     def _write(self, heartbeat_id: str, *, keep: bool) -> None:
         self.is_dirty = False
@@ -232,18 +287,14 @@ class Job:
         except Exception as error:  # noqa: BLE001 - a heartbeat must never fail its job
             internal_error("heartbeat", error, job_id=self.job_id)
 
+    @property
+    def about(self) -> About:
+        """What every event of it says."""
+        return About(job_id=self.job_id, actor_name=self.actor_name, queue=self.queue, worker_id=self._recorder.origin.worker_id)
+
     def _publish(self, heartbeat_id: str) -> None:
         try:
-            publish(
-                HeartbeatReceived(
-                    job_id=self.job_id,
-                    actor_name=self.actor_name,
-                    queue=self.queue,
-                    worker_id=self._recorder.origin.worker_id,
-                    heartbeat_id=heartbeat_id,
-                    metadata=self._metadata or {},
-                )
-            )
+            publish(HeartbeatReceived(**self.about, heartbeat_id=heartbeat_id, metadata=self._metadata or {}))
         except Exception as error:  # noqa: BLE001 - as above
             internal_error("heartbeat", error, job_id=self.job_id)
 
@@ -267,12 +318,12 @@ def number(value: Any) -> float | None:
 
 def entered(job: Job) -> Token[Job | None]:
     """*job* begins in this context."""
-    return _current.set(job)
+    return CURRENT.set(job)
 
 
 def left(token: Token[Job | None]) -> None:
     """The job of *token* is over."""
-    _current.reset(token)
+    CURRENT.reset(token)
 
 
 def current_job() -> Job | None:
@@ -280,12 +331,12 @@ def current_job() -> Job | None:
 
     It is known in the actor, in what it calls, in its coroutines, and in threads that were started with a copied context.
     """
-    return _current.get()
+    return CURRENT.get()
 
 
 def heartbeat(metadata: dict[str, Any] | None = None, /, **more: Any) -> None:
     """:meth:`Job.heartbeat` of the current job; outside of a job it does nothing."""
-    if (job := _current.get()) is not None:
+    if (job := CURRENT.get()) is not None:
         job.heartbeat(metadata, **more)
 
 
@@ -293,19 +344,19 @@ def report_progress(
     current: float, total: float, metadata: dict[str, Any] | None = None, /, *, phase: str | None = None, **more: Any
 ) -> None:
     """:meth:`Job.report_progress` of the current job; outside of a job it does nothing."""
-    if (job := _current.get()) is not None:
+    if (job := CURRENT.get()) is not None:
         job.report_progress(current, total, metadata, phase=phase, **more)
 
 
 def track(rows: Iterable[T], *, total: int | None = None, phase: str | None = None) -> Iterable[T]:
     """:meth:`Job.track` of the current job; outside of a job, or of one that is not supervised, just *rows*."""
-    job = _current.get()
+    job = CURRENT.get()
     return rows if job is None else job.track(rows, total=total, phase=phase)
 
 
 def supervision_id() -> str | None:
     """The id of the current job, which is the id of its message; None outside of a job."""
-    job = _current.get()
+    job = CURRENT.get()
     return None if job is None else job.job_id
 
 
@@ -317,6 +368,6 @@ class JobLogFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Never drops a record."""
-        job = _current.get()
+        job = CURRENT.get()
         record.job_id, record.actor, record.queue = ("-", "-", "-") if job is None else (job.job_id, job.actor_name, job.queue)
         return True

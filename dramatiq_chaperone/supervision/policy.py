@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from inspect import Parameter, signature, unwrap
-from math import inf
 from typing import Any, Final, NamedTuple
 
 from dramatiq import Actor
 
+from ..limits import JobLimits, resolve
 from ..settings import Settings
 
 #: Options that actors and messages may carry; dramatiq refuses one that no middleware declares.
@@ -25,6 +25,7 @@ OPTIONS: Final = frozenset(
         "disk_space_threshold",
         "file_descriptor_limit",
         "isolate",
+        "address_space_limit",
         "on_timeout",
         "on_memory",
         "on_cpu",
@@ -41,9 +42,28 @@ OPTIONS: Final = frozenset(
 LIMITS: Final = ("timeout", "memory_limit", "cpu_limit", "missed_heartbeats", "disk_space_threshold", "file_descriptor_limit")
 
 #: Options that are a number of something, 0 or more.
-NUMBERS: Final = frozenset(LIMITS) | {"heartbeat_interval", "kill_grace", "max_crashes"}
+NUMBERS: Final = frozenset(LIMITS) | {"heartbeat_interval", "kill_grace", "max_crashes", "address_space_limit"}
+#: Options that say what is done at a limit.
+ACTIONS: Final = frozenset({"on_timeout", "on_memory", "on_cpu", "on_stuck"})
+#: Options whose values are checked where they are set.
+CHECKED: Final = NUMBERS | ACTIONS | {"isolate", "breaker"}
+#: What a message may say about its limits; one without any of it has those of its actor.
+_LIMITING: Final = frozenset(LIMITS) | ACTIONS | {"time_limit"}
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class Promise(NamedTuple):
+    """The heartbeats that a job owes."""
+
+    #: Seconds between two; 0: none are owed.
+    interval_s: float
+    #: Whether it is made already; else only a job that reports of itself makes it.
+    is_made: bool
+    #: So many missed in a row make the job stuck; 0: it never is.
+    threshold: int
+    #: What is done with it then: ``'record'``, ``'interrupt'`` or ``'kill'``.
+    on_stuck: str
 
 
 class Policy(NamedTuple):
@@ -54,24 +74,49 @@ class Policy(NamedTuple):
     supervised: bool
     #: Names of the positional parameters, for redaction.
     parameters: tuple[str, ...]
-    #: Seconds, infinite where one is switched off; None: no timeout of ours, so TimeLimit decides.
-    timeout: float | None
+    #: Seconds; None where one is switched off.
     heartbeat_interval: float | None
     priority: int
     tenant: str | None
     #: JSON text of the limits that the actor sets, None if it sets none.
     limits: str | None
     options: Mapping[str, Any]
+    #: What a message that says nothing about it may use.
+    job_limits: JobLimits
+    settings: Settings
+    #: Whose circuit breakers it waits for.
+    services: tuple[str, ...] = ()
+    #: Whether positional arguments that are plain (:func:`~dramatiq_chaperone.payload.is_plain`) are recorded as they are.
+    plain_payload: bool = False
+
+    def first(self, name: str, options: Mapping[str, Any]) -> Any:
+        """The option *name* of a message with these *options*, else of its actor; None where neither has it."""
+        found = options.get(name)
+        return self.options.get(name) if found is None else found
+
+    def limits_for(self, options: Mapping[str, Any]) -> JobLimits:
+        """What a message with these *options* may use."""
+        if _LIMITING.isdisjoint(options):
+            return self.job_limits
+        return resolve(self.settings, options, self.options)
 
     def timeout_s(self, options: Mapping[str, Any]) -> float | None:
-        """The timeout of a message with these *options*: its own, else its time_limit's turn (None), else the actor's."""
-        if "timeout" in options:
-            return _timeout(options["timeout"])
-        return None if "time_limit" in options else self.timeout
+        """The timeout of a message with these *options* in seconds; infinite: none; None: that is for TimeLimit to say."""
+        return self.limits_for(options).timeout_s
 
     def heartbeat_interval_s(self, options: Mapping[str, Any]) -> float | None:
         """Seconds between two heartbeats that the message or its actor promises; None: no promise."""
         return _seconds(options["heartbeat_interval"]) if "heartbeat_interval" in options else self.heartbeat_interval
+
+    def promise(self, options: Mapping[str, Any], settings: Settings) -> Promise:
+        """The heartbeats that a message with these *options* owes."""
+        interval, threshold, on_stuck = (self.first(name, options) for name in ("heartbeat_interval", "missed_heartbeats", "on_stuck"))
+        return Promise(
+            interval_s=float(settings.heartbeat_interval if interval is None else interval),
+            is_made=bool(interval),
+            threshold=int(settings.missed_heartbeats if threshold is None else threshold),
+            on_stuck=str(settings.on_stuck if on_stuck is None else on_stuck),
+        )
 
     def limits_of(self, options: Mapping[str, Any]) -> str | None:
         """JSON text of the limits that the message or its actor sets; None if neither does."""
@@ -85,11 +130,16 @@ def is_supervised(actor_name: str, queue: str, settings: Settings) -> bool:
 
     Patterns are those of :mod:`fnmatch`, case-sensitive.
     """
-    if _matches(queue, settings.excluded_queues) or _matches(actor_name, settings.excluded_actors):
+    if not is_queue_supervised(queue, settings) or _matches(actor_name, settings.excluded_actors):
         return False
-    return (not settings.supervised_queues or _matches(queue, settings.supervised_queues)) and (
-        not settings.supervised_actors or _matches(actor_name, settings.supervised_actors)
-    )
+    return not settings.supervised_actors or _matches(actor_name, settings.supervised_actors)
+
+
+def is_queue_supervised(queue: str, settings: Settings) -> bool:
+    """Whether the filters let the queue through; of its actors some may be excluded all the same."""
+    if _matches(queue, settings.excluded_queues):
+        return False
+    return not settings.supervised_queues or _matches(queue, settings.supervised_queues)
 
 
 def policy_of(actor: Actor[Any, Any], settings: Settings) -> Policy:
@@ -103,23 +153,27 @@ def policy_of_unknown(actor_name: str, queue: str, settings: Settings) -> Policy
 
 
 def _policy(actor_name: str, queue: str, options: Mapping[str, Any], function: Any, priority: int, settings: Settings) -> Policy:
-    timeout = None
-    if "timeout" in options:
-        timeout = _timeout(options["timeout"])
-    elif "time_limit" not in options and settings.is_set("timeout"):
-        timeout = _timeout(settings.timeout)
     return Policy(
         actor_name=actor_name,
         queue=queue,
         supervised=bool(options.get("supervised", is_supervised(actor_name, queue, settings))),
         parameters=_parameters(function),
-        timeout=timeout,
         heartbeat_interval=_seconds(options.get("heartbeat_interval")),
         priority=priority,
         tenant=options.get("tenant"),
         limits=_limits(options),
         options=options,
+        job_limits=resolve(settings, options),
+        settings=settings,
+        services=services_of(options.get("breaker")),
     )
+
+
+def services_of(value: Any) -> tuple[str, ...]:
+    """The services that an option ``breaker`` names: one, or a list."""
+    if not value:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(dict.fromkeys(value))
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
@@ -129,10 +183,6 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 def _seconds(value: Any) -> float | None:
     """0 and None switch a limit off."""
     return float(value) if value else None
-
-
-def _timeout(value: Any) -> float:
-    return float(value) if value else inf
 
 
 def _limits(options: Mapping[str, Any]) -> str | None:

@@ -6,40 +6,57 @@ import dataclasses
 import json
 from collections.abc import Callable
 from time import time
-from typing import Any
+from typing import Any, Protocol
 
 from dramatiq import Broker
 from dramatiq.common import q_name
 
 from .. import events, records
-from ..journal import Journal
 from ..payload import PayloadEncoder, Redactor
 from ..service import internal_error
 from ..settings import Settings
 from .policy import Policy, policy_of, policy_of_unknown
 
 
+class Sink(Protocol):
+    """Takes entries: a journal, or in the process of an isolated job the way to that of its worker."""
+
+    origin: records.Origin
+
+    def append(self, entry: tuple[Any, ...]) -> None:
+        """Write one entry."""
+
+
 class Recorder:
     """One process's way to its journal."""
 
-    def __init__(self, settings: Settings, broker: Broker, journal: Journal) -> None:
+    def __init__(self, settings: Settings, broker: Broker, journal: Sink) -> None:
         self.settings = settings
         self.origin = journal.origin
         self.append: Callable[[tuple[Any, ...]], None] = journal.append
         self._broker = broker
-        self._encoder = PayloadEncoder(Redactor(settings.redact, settings.redactor), max_bytes=settings.payload_max_bytes)
-        self._policies: dict[str, Policy] = {}
+        self.redactor = Redactor(settings.redact, settings.redactor)
+        self._encoder = PayloadEncoder(self.redactor, max_bytes=settings.payload_max_bytes)
+        #: Those that are known, by the name of their actor; :meth:`policy` finds the others.
+        self.policies: dict[str, Policy] = {}
+
+    @property
+    def broker(self) -> Broker:
+        """The broker of this process."""
+        return self._broker
 
     def policy(self, actor_name: str, queue: str) -> Policy:
         """What applies to an actor; *queue* counts where this process only knows its name."""
         try:
-            return self._policies[actor_name]
+            return self.policies[actor_name]
         except KeyError:
             pass
         actor = self._broker.actors.get(actor_name)
         if actor is None:  # it may still be declared, so this is not kept
             return policy_of_unknown(actor_name, q_name(queue), self.settings)
-        return self._policies.setdefault(actor_name, policy_of(actor, self.settings))
+        policy = policy_of(actor, self.settings)
+        plain = self.settings.include_payload and self._encoder.takes_plain(policy.parameters)
+        return self.policies.setdefault(actor_name, policy._replace(plain_payload=plain))
 
     def encode_payload(self, message: Any, policy: Policy) -> tuple[str | None, bool]:
         """(JSON text, whether it may be replayed) of a message; (None, False) where payloads are not recorded."""
@@ -72,7 +89,7 @@ def stored(event: Any, worker_id: str | None) -> tuple[Any, ...]:
         records.EVENT,
         time(),
         type(event).__name__,
-        fields.get("job_id"),
+        fields.get("job_id") or None,
         fields.get("worker_id") or worker_id,
         fields.get("service"),
         to_json(fields),

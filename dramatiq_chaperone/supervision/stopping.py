@@ -9,28 +9,54 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from dramatiq.middleware import Shutdown, ShutdownNotifications, TimeLimit, TimeLimitExceeded
 from dramatiq.threading import Interrupt, is_gevent_active, raise_thread_exception
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from .jobs import Job
     from .slots import RunningJobs, Slot
 
 logger = logging.getLogger("dramatiq_chaperone.stopping")
 
+#: Interrupts that one run may get.
+MOST_SENDS: Final = 2
 
-def interrupt(slot: Slot, job: Job, exception: type[BaseException]) -> bool:
-    """Raise *exception* in the thread of *slot* while it runs *job*, once.  Whether it was raised."""
+
+def interrupt(slot: Slot, job: Job, exception: type[BaseException], *, again: bool = False) -> bool:
+    """Raise *exception* in the thread of *slot* while it runs *job*, or in the job's own process, once.  Whether it was raised.
+
+    Parameters:
+      again: an earlier interrupt of another kind is no obstacle; two of all kinds are, for the wrapper expects no more.
+    """
     with slot.lock:
-        if slot.job is not job or slot.sent is not None:
+        if slot.job is not job or slot.taken is not None:
+            return False
+        if slot.sent is not None and (not again or slot.sent is exception or slot.sends >= MOST_SENDS):
             return False
         slot.sent = exception
-        raise_thread_exception(slot.ident, exception)
+        slot.sends += 1
+        if job.child is not None:
+            job.child.interrupt(exception)
+        elif slot.greenlet is None:
+            raise_thread_exception(slot.ident, exception)
+        else:
+            _throw_later(slot, job, exception)
         return True
+
+
+def _throw_later(slot: Slot, job: Job, exception: type[BaseException]) -> None:
+    """Greenlets take turns by themselves: have the hub throw it, which sees the greenlet stand still."""
+    import gevent
+
+    def throw() -> None:
+        if slot.job is job and slot.sent is exception:
+            slot.greenlet.throw(exception)
+
+    gevent.get_hub().loop.run_callback(throw)
 
 
 def settle(slot: Slot) -> None:
@@ -38,15 +64,60 @@ def settle(slot: Slot) -> None:
     while True:
         try:
             with slot.lock:
-                slot.job = None
-                slot.deadline = None
-                if slot.sent is not None:
-                    slot.sent = None
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(slot.ident), None)
-            return
+                taken = slot.taken
+                if taken is None:
+                    slot.job = None
+                    slot.deadline = None
+                    if slot.sent is not None:
+                        slot.sent, slot.sends = None, 0
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(slot.ident), None)
+                    return
+            taken.wait()  # the process is being ended, and somebody else settles its message
         except Interrupt:
             # It was delivered right here, after the actor was done: it has nobody to stop any more.
             continue
+
+
+class Stop(NamedTuple):
+    """What is to become of a running job, and why."""
+
+    #: ``'interrupt'``, or ``'kill'``: the process is ended where the interrupt is ignored.
+    means: str
+    #: ``'operator'``, ``'timeout'``, ``'memory'``, ``'cpu'`` or ``'stuck'``.
+    reason: str
+    #: What is raised in the job.
+    exception: type[BaseException]
+    #: Who asked, for the record.
+    by: str = "chaperone"
+    #: Whether it ends the job for good: cancelled and dead-lettered, no retry.
+    is_final: bool = False
+    #: Whether the operator takes it upon himself that the worker's other jobs are lost.
+    force: bool = False
+    #: Why, in the words of who asked.
+    detail: str = ""
+
+    @property
+    def why(self) -> str:
+        """For the record: the words of who asked, else the reason."""
+        return self.detail or self.reason
+
+
+class Child(Protocol):
+    """The process of an isolated job, as long as it runs."""
+
+    #: 0 until it runs.
+    pid: int
+    #: Whether it was ended on purpose.
+    was_killed: bool
+
+    def interrupt(self, exception: type[BaseException]) -> None:
+        """Raise *exception* in the job."""
+
+    def kill(self) -> None:
+        """End the process."""
+
+    def stack(self, timeout_s: float) -> list[str]:
+        """Where the job is in its code, as lines of text, the innermost call last."""
 
 
 class Interrupter:
@@ -61,13 +132,19 @@ class Interrupter:
         self._replaced: list[tuple[Any, Any]] = []
         #: Seconds between two looks at the deadlines.
         self.interval_s = 1.0
+        #: What is done with a job that is past its deadline; called at each look until the job is over.
+        self.overdue: Callable[[Slot, Job, float], None] = self._interrupt
 
     def check(self, now: float) -> None:
-        """Interrupt each job whose deadline lies before *now* (monotonic seconds)."""
+        """Look at each job whose deadline lies before *now* (monotonic seconds)."""
         for slot, job in self._running.running():
             deadline = slot.deadline
-            if deadline is not None and now >= deadline and interrupt(slot, job, TimeLimitExceeded):
-                logger.warning("Time limit exceeded. Raising exception in worker thread %r.", slot.ident, extra={"job_id": job.job_id})
+            if deadline is not None and now >= deadline:
+                self.overdue(slot, job, now)
+
+    def _interrupt(self, slot: Slot, job: Job, now: float) -> None:
+        if interrupt(slot, job, TimeLimitExceeded):
+            log_time_limit(slot, job)
 
     def adopt(self, middleware: Iterable[Any]) -> None:
         """Replace the managers of TimeLimit and ShutdownNotifications.  Not under gevent, whose own are exact."""
@@ -92,6 +169,11 @@ class Interrupter:
         for entry, manager in self._replaced:
             entry.manager = manager
         self._replaced.clear()
+
+
+def log_time_limit(slot: Slot, job: Job) -> None:
+    """Say what Dramatiq says when a time limit interrupts a job."""
+    logger.warning("Time limit exceeded. Raising exception in worker thread %r.", slot.ident, extra={"job_id": job.job_id})
 
 
 class _TimeLimits:

@@ -16,6 +16,10 @@ import time
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 
+if os.environ.get("CHAPERONE_DATABASE_URL", "").startswith("sqlite"):
+    # As after a plain `pip install`: peewee imports each driver that it finds, and here all of them are installed.
+    sys.modules.update(dict.fromkeys(("psycopg", "psycopg2", "pymysql", "MySQLdb")))
+
 MIDDLEWARE = os.environ.get("MIDDLEWARE", "bare")
 BROKER_OPTIONS = {"url": os.environ["BROKER_URL"], "namespace": os.environ["NAMESPACE"]}
 

@@ -30,6 +30,9 @@ class StoreSettings:
     retention_completed: int = 7
     retention_failed: int = 30
     dlq_retention_days: int = 30
+    worker_heartbeat: float = 5.0
+    heartbeat_interval: float = 30.0
+    missed_heartbeats: int = 3
 
     @property
     def safe_database_url(self) -> str:
@@ -122,6 +125,14 @@ def ended(
 
 def booted(at: float = NOW) -> tuple[Any, ...]:
     return tuple(records.WorkerBooted(records.WORKER, at, "RedisBroker", "broker-1", '["default"]', 8, None, "{}"))
+
+
+def beat(number: int, *, at: float = NOW) -> tuple[Any, ...]:
+    return tuple(records.Beat(records.BEAT, at, number, 50_000_000, 1.0, 0, 0, "{}"))
+
+
+def event(name: str, job: str, *, at: float = NOW) -> tuple[Any, ...]:
+    return tuple(records.StoredEvent(records.EVENT, at, name, job, "host-1-aaaa", None, "{}"))
 
 
 class Process:

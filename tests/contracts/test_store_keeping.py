@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -45,7 +46,7 @@ def test_ages(store: Store, make_settings: Callable[..., StoreSettings]) -> None
     assert len(queries.list_dead_letters(store)) == 1
     before = totals(store, counters.JOBS)
     found = prune(store, settings, 31)
-    assert (found["dead_letter_jobs"], found["events"], found["rollups"]) == (1, 1, 1)
+    assert (found["dead_letter_jobs"], found["events"], found["rollups"], found["hours"]) == (1, 1, 1, 1)
     assert jobs(store) == set()
     assert store.rows("SELECT COUNT(*) FROM {supervised_job_errors}") == [(0,)]
     assert totals(store, counters.JOBS) == before
@@ -118,3 +119,15 @@ def test_many_want_a_lease(make_store: Callable[..., Store], make_settings: Call
         thread.join(60)
     assert sorted(found, key=str) == [1, None, None, None, None, None]
     assert store.rows("SELECT COUNT(*) FROM {leases}") == [(1,)]
+
+
+def test_claims_of_runs_go_when_they_have_run_out(store: Store, make_settings: Callable[..., StoreSettings]) -> None:
+    for name in ("run:0:j1", "run:1:j1", "monitor"):
+        assert leases.acquire(store, name, "a", seconds=30 * DAY)
+    now = store.rows("SELECT COUNT(*) FROM {leases}")
+    assert now == [(3,)]
+    found = dict(retention.prune(store, make_settings(), now=time.time() + 29 * DAY))
+    assert "leases" not in found
+    found = dict(retention.prune(store, make_settings(), now=time.time() + 31 * DAY))
+    assert found["leases"] == 2
+    assert store.rows("SELECT name FROM {leases}") == [("monitor",)]

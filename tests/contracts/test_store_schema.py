@@ -45,7 +45,7 @@ def test_sixteen_processes_upgrade_once(make_settings: Callable[..., StoreSettin
     store = Store(settings)
     try:
         assert sorted(found, key=str) == [0] * 15 + [migrations.VERSION]
-        assert store.rows("SELECT version FROM {schema}") == [(migrations.VERSION,)]
+        assert store.rows("SELECT version FROM {schema} ORDER BY version") == [(n,) for n in range(1, migrations.VERSION + 1)]
     finally:
         drop_tables(store)
         store.close()
@@ -72,7 +72,7 @@ def test_a_server_is_not_touched_unasked(make_settings: Callable[..., StoreSetti
 
 
 def test_another_version_is_refused(store: Store, make_settings: Callable[..., StoreSettings]) -> None:
-    store.execute("UPDATE {schema} SET version = 99")
+    store.execute("UPDATE {schema} SET version = 99 WHERE version = ?", (migrations.VERSION,))
     with pytest.raises(SchemaError) as caught:
         migrations.check(store)
     assert (caught.value.found, caught.value.wanted) == (99, migrations.VERSION)
@@ -103,14 +103,14 @@ job = models.SupervisedJob.failed().get()
 assert job.errors.get().message == "no", job.errors.get().message
 assert job.heartbeats.count() == 1
 assert job.resource_violations.count() == 0
-print(job.job_id, type(job.id).__name__, job.started_at.isoformat(), job.duration, job.queue_wait, job.is_healthy, job.payload["args"])
+print(job.job_id, type(job.id).__name__, job.started_at.isoformat(), job.duration, job.queue_wait, job.is_healthy(), job.payload["args"])
 assert models.Worker.running().get().jobs.count() == 1
 assert models.SupervisedJob.get(models.SupervisedJob.started_at >= job.started_at).job_id == job.job_id
 assert models.DeadLetterJob.all().get().job.job_id == job.job_id
 assert models.DeadLetterJob.find(models.DeadLetterJob.all().get().id) is not None
 for name in models.__all__:
-    model = getattr(models, name)
-    list(model.select())  # every column is there
+    if name != "using":
+        list(getattr(models, name).select())  # every column is there
 for scope in ("pending", "running", "completed", "failed", "today", "healthy", "unhealthy", "degraded"):
     list(getattr(models.SupervisedJob, scope)())
 """
@@ -136,6 +136,21 @@ def test_models_read_what_the_environment_names(
     assert done.returncode == 0, done.stderr
     type_ = {"id": "int", "uuid": "str"}[key_type]
     assert done.stdout.split() == ["j1", type_, datetime.fromtimestamp(NOW + 2, UTC).isoformat(), "3.0", "2.0", "False", "[1]"]
+
+
+@pytest.mark.parametrize("key_type", ["id", "uuid"])
+def test_the_hours_begin_with_what_the_minutes_have(make_store: Callable[..., Store], key_type: str) -> None:
+    store = make_store(primary_key_type=key_type)
+    worker = Process(store)
+    worker.writes(booted(), enqueued(), started(), ended(at=NOW), started("j2", "r2"))
+    worker.writes(ended("j2", "r2", at=NOW + 3600, outcome="failed", status="failed"), ended("j3", "r3", at=NOW + 3600))
+    text = "SELECT hour_at, SUM(completed), SUM(failed) FROM {hours} GROUP BY hour_at ORDER BY hour_at"
+    written = store.rows(text)
+    store.execute("DELETE FROM {hours}")
+    store.execute("DELETE FROM {schema} WHERE version > 1")
+    assert migrations.upgrade(store, store.key_type) == migrations.VERSION - 1
+    assert store.rows(text) == written
+    assert [(completed, failed) for _, completed, failed in written] == [(1, 0), (1, 1)]
 
 
 def test_errors_never_carry_the_password() -> None:

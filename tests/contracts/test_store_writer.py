@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from dramatiq_chaperone.journal import Journal, JournalDirectory, JournalReader
 from dramatiq_chaperone.service import internal_errors
 from dramatiq_chaperone.store import Store, counters, queries, upgrade
 from dramatiq_chaperone.store.turns import StoreTurns
-from dramatiq_chaperone.store.writer import WriteBehind
+from dramatiq_chaperone.store.writer import PATIENCE_BYTES, WriteBehind
 from tests.contracts.conftest import NOW, StoreSettings, booted, drop_tables, ended, enqueued, origin, started, totals
 from tests.waiting import wait_until
 
@@ -115,14 +116,24 @@ def _status(store: Store) -> str | None:
 
 def test_gently(read: Store, settings: StoreSettings, tmp_path: Path) -> None:
     journal = Journal(tmp_path, origin(role="producer"))
-    service = writer(tmp_path, settings, gentle=True)
+    service = writer(tmp_path, settings, sent=journal.position)
+    sent = itertools.count()
+
+    def written_after(messages: int) -> int:
+        for number in itertools.islice(sent, messages):
+            journal.append(enqueued(f"j{number}"))
+        service.run_once()
+        return int(read.rows("SELECT COUNT(*) FROM {supervised_jobs}")[0][0])
+
     service.run_once()
-    for n in range(5000):
-        journal.append(enqueued(f"j{n}"))
-    service.run_once()
-    busy = read.rows("SELECT COUNT(*) FROM {supervised_jobs}")[0][0]
-    assert busy < 5000  # something was sent since the turn before
-    wait_until(lambda: service.run_once() or read.rows("SELECT COUNT(*) FROM {supervised_jobs}") == [(5000,)], timeout_s=30)
+    assert written_after(50) == 50, "few are written as they come"
+    assert written_after(5_000) == 50, "many wait for a pause"
+    assert written_after(0) == 5_050
+    burst = PATIENCE_BYTES // 100
+    written = written_after(burst)
+    assert 5_050 < written < 5_050 + burst, "too many do not"
+    assert written_after(1) < 5_051 + burst
+    wait_until(lambda: written_after(0) == 5_051 + burst, timeout_s=60)
     service.finish(timeout_s=30)
     journal.close()
 
@@ -154,6 +165,7 @@ def test_the_server_goes_away_and_comes_back(postgres_server: Any, tmp_path: Pat
     journal = Journal(tmp_path, origin())
     service = writer(tmp_path, settings, interval_s=0.05)
     service.run_once()
+    assert service.backlog_bytes() == 0
     postgres_server.stop()
     journal.append(enqueued())
     journal.append(started())
@@ -161,6 +173,8 @@ def test_the_server_goes_away_and_comes_back(postgres_server: Any, tmp_path: Pat
         for _ in range(3):
             service._try_again_at = 0.0
             service.run_once()
+        waiting = service.backlog_bytes()
+        assert 0 < waiting < 4096
         postgres_server.restart() if hasattr(postgres_server, "restart") else postgres_server.start()
         assert service.finish(timeout_s=60)
     journal.close()
@@ -272,6 +286,7 @@ def test_an_upgrade_has_no_limit(settings: Any, read: Store, monkeypatch: pytest
     assert (limits, read.limit_s) == ([None], 0.5)
     with pytest.raises(StoreUnavailable):
         read.rows("SELECT pg_sleep(5)" if read.kind == "postgres" else "SELECT SLEEP(5)")
+    read.limit(None)  # its tables have to be dropped
 
 
 def test_what_is_held_is_known_while_the_store_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,6 +303,7 @@ def test_what_is_held_is_known_while_the_store_is_away(tmp_path: Path, monkeypat
     later = Journal(tmp_path, origin("host-2-later"))
     service.run_once()  # the store is not asked again yet
     assert sorted(service.held()) == ["host-1-first", "host-2-later"]
+    assert service.backlog_bytes() > 0
     assert not service.finish(timeout_s=0.1)
     journal.close()
     later.close()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from dramatiq_chaperone import records
-from dramatiq_chaperone.store import Store, counters, open_store, queries
+from dramatiq_chaperone.events import JobStuck
+from dramatiq_chaperone.store import Store, counters, open_store, queries, stalls
+from dramatiq_chaperone.store.times import aware
 from tests.contracts.conftest import NOW, Process, StoreSettings, booted, ended, enqueued, job, started, totals
 
 
@@ -53,7 +56,7 @@ def test_retries_leave_an_error_each(store: Store) -> None:
     worker.writes(again, ended(outcome="failed", status=None))
     row = job(store)
     assert (row["status"], row["retries"], row["attempt"]) == ("pending", 1, 1)
-    assert queries.aware(row["retry_at"]).timestamp() == NOW + 15  # type: ignore[union-attr]
+    assert aware(row["retry_at"]).timestamp() == NOW + 15  # type: ignore[union-attr]
     worker.writes(started(run="r2", retries=1))
     assert job(store)["retry_at"] is None
     worker.writes(ended(run="r2", retries=1, outcome="failed", status="failed"))
@@ -109,7 +112,7 @@ def test_a_loss_counts_once(store: Store) -> None:
     assert job(store)["crashes"] == 1
     assert job(store, "j2")["status"] == "completed"
     assert totals(store, counters.RUNS) == {"lost": 1, "succeeded": 1}
-    assert sorted(event["name"] for event in queries.list_events(store)) == ["JobLost", "WorkerLost"]
+    assert sorted(event["name"] for event in queries.list_events(store)) == ["JobLost", "WorkerCrashed"]
     assert queries.list_workers(store)[0]["exit_code"] == -9
 
 
@@ -151,6 +154,78 @@ def test_zombie_finish_wins_and_is_told(store: Store) -> None:
     assert totals(store, counters.JOBS) == {"completed": 1}
     assert totals(store, counters.RUNS) == {"succeeded": 2}
     assert store.rows("SELECT run_id FROM {open_runs}") == []
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        [started(run="r2")],
+        [started(run="r2"), ended(run="r2", outcome="failed", status=None)],
+        [started(run="r2"), ended(run="r2", outcome="failed", status=None), started(run="r3", retries=1)],
+        [started(run="r2"), ended(run="r2", outcome="failed", status="failed")],
+    ],
+    ids=["runs", "will be retried", "is retried", "has failed"],
+)
+@pytest.mark.parametrize("last", [ended(outcome="failed", status="lost"), ended()], ids=["fails", "succeeds"])
+def test_a_zombie_is_told_however_both_end(store: Store, meanwhile: list[Any], last: Any) -> None:
+    zombie, second = Process(store, "host-1"), Process(store, "host-2")
+    zombie.writes(enqueued(), started())
+    second.writes(*meanwhile)
+    assert queries.list_events(store) == []
+    zombie.writes(last)
+    assert [event["name"] for event in queries.list_events(store)] == ["JobRanTwice"]
+
+
+@pytest.mark.parametrize("last", [ended(outcome="failed", status="lost"), ended()], ids=["fails", "succeeds"])
+@pytest.mark.parametrize("first", [[enqueued(), started()], [enqueued()]], ids=["slices", "slice"])
+def test_a_zombie_whose_end_is_on_record_before_the_start_of_the_other_is_told(store: Store, first: list[Any], last: Any) -> None:
+    zombie, second = Process(store, "host-1"), Process(store, "host-2")
+    zombie.writes(*first)
+    zombie.writes(*([last] if len(first) == 2 else [started(), last]))
+    assert queries.list_events(store) == []
+    second.writes(started(run="r2"), ended(run="r2"))
+    assert [event["name"] for event in queries.list_events(store)] == ["JobRanTwice"]
+    assert job(store)["status"] == "completed"
+
+
+def test_both_runs_are_named(store: Store) -> None:
+    zombie, second = Process(store, "host-1"), Process(store, "host-2")
+    zombie.writes(enqueued(), started(), enqueued("j2"), started("j2", "s1"), enqueued("j3"), started("j3", "t1"))
+    second.writes(started(run="r2"))
+    zombie.writes(ended(), ended("j2", "s1", outcome="failed", status="lost"), ended("j3", "t1"))
+    second.writes(ended(run="r2"), started("j2", "s2"), started("j3", "t2"))
+    runs = {event["job_id"]: {event["data"]["run_id"], event["data"]["other_run_id"]} for event in queries.list_events(store)}
+    assert runs == {"j1": {"r1", "r2"}, "j2": {"s1", "s2"}, "j3": {"t1", "t2"}}
+
+
+def test_two_copies_of_a_retry_are_told_though_both_fail(store: Store) -> None:
+    first, second = Process(store, "host-1"), Process(store, "host-2")
+    first.writes(enqueued(), started(), ended(outcome="failed", status=None))
+    second.writes(started(run="r2", retries=1))
+    first.writes(started(run="r3", retries=1))
+    assert queries.list_events(store) == []
+    second.writes(ended(run="r2", retries=1, outcome="failed", status="failed"))
+    first.writes(ended(run="r3", retries=1, outcome="failed", status="failed"))
+    assert [event["name"] for event in queries.list_events(store)] == ["JobRanTwice"]
+
+
+def test_what_had_failed_and_is_delivered_again_is_told(store: Store) -> None:
+    first, second = Process(store, "host-1"), Process(store, "host-2")
+    first.writes(enqueued(), started(), ended(outcome="failed", status=None))
+    second.writes(started(run="r2"), ended(run="r2", outcome="failed", status=None))
+    assert [event["name"] for event in queries.list_events(store)] == ["JobRanTwice"]
+
+
+def test_what_is_in_order_is_not_told(store: Store) -> None:
+    first, second = Process(store, "host-1"), Process(store, "host-2")
+    first.writes(booted(), enqueued(), started(), started("j2", "s1"))
+    second.writes(started("j2", "s2", retries=1))  # a retry, reported before the failure that it follows
+    first.writes(ended("j2", "s1", outcome="failed", status=None))
+    second.writes(ended("j2", "s2", retries=1))
+    assert first.dies() == ["j1"]
+    second.writes(started(run="r2"))  # in the place of one that was lost
+    second.writes(ended(run="r2"))
+    assert [event["name"] for event in queries.list_events(store) if event["name"] == "JobRanTwice"] == []
 
 
 def test_a_slice_counts_once(store: Store) -> None:
@@ -291,3 +366,101 @@ def test_skipped_and_dead(store: Store) -> None:
     letter = queries.list_dead_letters(store)[0]
     assert (letter["job_id"], letter["reason"], letter["payload"]) == ("j2", "unknown actor", {"args": []})
     assert totals(store, counters.JOBS) == {"skipped": 1, "failed": 1}
+
+
+def test_the_highest_memory_of_an_actor_is_kept_whoever_reports_it(store: Store) -> None:
+    one, two = Process(store, "one"), Process(store, "two")
+    one.writes(started("a", "ra"), ended("a", "ra", memory_peak=2000), started("b", "rb"), ended("b", "rb", memory_peak=None))
+    two.writes(started("c", "rc"), ended("c", "rc", memory_peak=3000), started("d", "rd", actor="other"), ended("d", "rd", actor="other"))
+    one.writes(started("e", "re"), ended("e", "re", memory_peak=1000))
+    peaks = {labels["actor"]: value for _, labels, value in queries.counters(store, name=counters.MEMORY_PEAK)}
+    assert peaks == {"work": 3000, "other": 1000}
+
+    sample = (records.SAMPLED, NOW, "f", "rf", 4000, 5000, "exact", 1.0, 1.0, False, None)
+    one.writes(started("f", "rf"), sample)
+    one.dies()
+    peaks = {labels["actor"]: value for _, labels, value in queries.counters(store, name=counters.MEMORY_PEAK)}
+    assert peaks == {"work": 5000, "other": 1000}, "of a run that was lost, too"
+
+
+AFTER = datetime.fromtimestamp(NOW + 60, UTC)
+
+
+class TestStuck:
+    def stuck(self, missed: int, *, is_stuck: bool, job: str = "j1", run: str = "r1", at: float = NOW + 60) -> tuple[Any, ...]:
+        return tuple(records.StuckSeen(records.STUCK, at, job, run, missed, is_stuck))
+
+    def test_it_stalls_and_moves_again(self, store: Store) -> None:
+        worker = Process(store)
+        worker.writes(enqueued(), started(heartbeat_interval=10.0))
+        worker.writes(self.stuck(1, is_stuck=False))
+        assert (job(store)["status"], job(store)["missed_heartbeats"]) == ("running", 1)
+        worker.writes(self.stuck(2, is_stuck=False), self.stuck(3, is_stuck=True))
+        assert (job(store)["status"], job(store)["missed_heartbeats"]) == ("stalled", 3)
+        worker.writes((records.SAMPLED, NOW + 61, "j1", "r1", 500, 900, "exact", 12.5, 0.1, False, None))
+        assert job(store)["status"] == "stalled", "a sample is no sign of life of the job"
+        worker.writes(self.stuck(0, is_stuck=False))
+        assert (job(store)["status"], job(store)["missed_heartbeats"]) == ("running", 0)
+        worker.writes(self.stuck(3, is_stuck=True))
+        assert job(store)["status"] == "stalled"
+        worker.writes(ended(at=NOW + 90))
+        assert job(store)["status"] == "completed"
+
+    def test_of_a_retry(self, store: Store) -> None:
+        worker = Process(store)
+        worker.writes(enqueued(), started(), ended(outcome="failed", status=None), enqueued(retries=1), started(run="r2", retries=1))
+        worker.writes(self.stuck(3, is_stuck=True, run="r2"))
+        worker.writes((records.SAMPLED, NOW + 61, "j1", "r2", 500, 900, "exact", 12.5, 0.1, False, None))
+        assert job(store)["status"] == "stalled"
+
+    def test_the_end_wins_in_one_slice_and_in_any_order(self, store: Store) -> None:
+        worker = Process(store)
+        worker.writes(enqueued(), started(), self.stuck(3, is_stuck=True), ended())
+        assert (job(store)["status"], job(store)["missed_heartbeats"]) == ("completed", 3)
+        worker.writes(self.stuck(4, is_stuck=True))
+        assert job(store)["status"] == "completed"
+
+    def test_what_an_older_run_says_does_not_count(self, store: Store) -> None:
+        first, second = Process(store, "host-1"), Process(store, "host-2")
+        first.writes(booted(), enqueued(), started())
+        second.writes(booted(), started(run="r2"))
+        first.writes(self.stuck(3, is_stuck=True))
+        assert (job(store)["status"], job(store)["run_id"], job(store)["missed_heartbeats"]) == ("running", "r2", None)
+
+    def test_a_new_run_begins_without_it(self, store: Store) -> None:
+        worker = Process(store)
+        worker.writes(enqueued(), started(), self.stuck(3, is_stuck=True))
+        worker.writes(ended(outcome="interrupted", status=None), enqueued(retries=1))
+        assert job(store)["status"] == "pending"
+        worker.writes(started(run="r2", retries=1))
+        assert (job(store)["status"], job(store)["missed_heartbeats"]) == ("running", None)
+
+    def test_a_stalled_job_is_lost_with_its_worker(self, store: Store) -> None:
+        worker = Process(store)
+        worker.writes(booted(), enqueued(), started(), self.stuck(3, is_stuck=True))
+        assert worker.dies() == ["j1"]
+        assert job(store)["status"] == "lost"
+
+    def test_what_a_watcher_saw(self, store: Store) -> None:
+        worker = Process(store)
+        worker.writes(booted(), enqueued(), started(), enqueued("j2"), started("j2", "r2"), enqueued("j3"), started("j3", "r3"))
+        worker.writes(ended("j3", "r3"))
+        assert [(each["job_id"], each["thread"]) for each in queries.running_on(store, "host-1-aaaa")] == [("j1", "T-1"), ("j2", "T-1")]
+        facts: dict[str, Any] = {"job_id": "j1", "worker_id": "host-1-aaaa", "run_id": "r1", "diagnosis": "the GIL is held", "cause": "gil"}
+        event = JobStuck(**facts, stuck_duration=4.0)
+        store.transact(lambda: stalls.write(store, [event], NOW, stuck=[("j1", "r1", 4), ("j3", "r3", 4)]))
+        assert [(job(store, each)["status"], job(store, each)["missed_heartbeats"]) for each in ("j1", "j2", "j3")] == [
+            ("stalled", 4), ("running", None), ("completed", 4),
+        ]  # fmt: skip
+        (found,) = queries.stuck_jobs(store, now=AFTER)
+        assert (found["job_id"], found["diagnosis"], found["cause"]) == ("j1", "the GIL is held", "gil")
+        store.transact(lambda: stalls.write(store, [], NOW, moving=[("j1", "r1"), ("j2", "r9")]))
+        assert (job(store)["status"], job(store)["missed_heartbeats"]) == ("running", 0)
+        assert queries.stuck_jobs(store, now=AFTER) == []
+
+    def test_who_owes_heartbeats_and_is_quiet(self, store: Store) -> None:
+        worker = Process(store)
+        beat = (records.HEARTBEAT, NOW + 50, "j2", "r2", "hb1", "manual", None, None, None, None, True)
+        worker.writes(started(heartbeat_interval=10.0), started("j2", "r2"), beat, started("j3", "r3"))
+        quiet = {s: [each["job_id"] for each in queries.stuck_jobs(store, now=AFTER, threshold_s=s)] for s in (5, 30, 100)}
+        assert quiet == {5: ["j1", "j2"], 30: ["j1"], 100: []}

@@ -28,17 +28,21 @@ class Fleet:
     """Workers, one broker and one store.
 
     Attributes:
+      app: the module that its workers run.
       env: what every process of the fleet gets.
       database_url: of the store.
     """
 
     def __init__(self, start_worker: StartWorker, path: Path, broker_url: str, database_url: str | None, **env: str) -> None:
         self._start_worker = start_worker
+        #: The module with the actors.
+        self.app = APP
         self.path = path
         self.ledger = path / "ledger"
         self.state_dir = path / "state"
         self.database_url = database_url or f"sqlite:///{self.state_dir}/chaperone.sqlite3"
-        self.env = {"LEDGER": str(self.ledger), "BROKER_URL": broker_url, "CHAPERONE_STATE_DIR": str(self.state_dir), **env}
+        self.env = {"LEDGER": str(self.ledger), "BROKER_URL": broker_url, "CHAPERONE_STATE_DIR": str(self.state_dir)}
+        self.env |= {"CHAPERONE_EXPORTER_PORT": "0", **env}  # tests may run beside each other
         # After SIGHUP the master executes whatever `python` is first on the path.
         self.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         if database_url is not None:
@@ -47,12 +51,14 @@ class Fleet:
 
     def start(self, *arguments: str, processes: int = 2, threads: int = 4, ready: bool = True, **env: str) -> WorkerProcess:
         """Start a ``dramatiq`` master with its workers."""
-        return self._start_worker(APP, *arguments, processes=processes, threads=threads, env={**self.env, **env}, cwd=ROOT, ready=ready)
+        return self._start_worker(
+            self.app, *arguments, processes=processes, threads=threads, env={**self.env, **env}, cwd=ROOT, ready=ready
+        )
 
     def run(self, code: str, *, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run Python *code* in a process of its own, with ``from tests.e2e.fleet_app import *`` before it."""
+        """Run Python *code* in a process of its own, with ``from <app> import *`` before it."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **self.env, **env}
-        source = f"from {APP} import *\n{code}"
+        source = f"from {self.app} import *\n{code}"
         done = subprocess.run(
             [sys.executable, "-c", source], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
         )

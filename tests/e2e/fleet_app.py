@@ -1,12 +1,16 @@
 """An app for real workers.  Its actors write down what they did in a ledger of their own, to which the store is held.
 
 Environment: LEDGER (a file), BROKER_URL (redis:// or amqp://), QUEUE, HEARTBEAT_TIMEOUT (ms), CLOCK_FILE (how many seconds
-the clock is off).
+the clock is off), SLOW_IMPORT (seconds that the import takes), WATCHER_GRACE (seconds that a worker waits for a watcher),
+CONFIRM_DELIVERY (1: RabbitMQ confirms what is sent).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,8 +25,14 @@ if "CLOCK_FILE" in os.environ:
 
 import dramatiq
 from dramatiq import Broker
+from dramatiq.worker import ConsumerThread
 
 from dramatiq_chaperone import Chaperone, current_job, heartbeat, supervision_id
+from dramatiq_chaperone.runtime.worker import WorkerProcess
+
+time.sleep(float(os.environ.get("SLOW_IMPORT", "0")))
+if "WATCHER_GRACE" in os.environ:
+    WorkerProcess.grace_s = float(os.environ["WATCHER_GRACE"])
 
 QUEUE = os.environ.get("QUEUE", "default")
 
@@ -32,7 +42,8 @@ def make_broker() -> Broker:
     if url.startswith("amqp"):
         from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
-        return RabbitmqBroker(url=url)
+        # Without confirmation what is published just before a kill -9 may be gone though what it came from is acknowledged.
+        return RabbitmqBroker(url=url, confirm_delivery=os.environ.get("CONFIRM_DELIVERY") == "1")
     from dramatiq.brokers.redis import RedisBroker
 
     return RedisBroker(url=url, heartbeat_timeout=int(os.environ.get("HEARTBEAT_TIMEOUT", "60000")), maintenance_chance=1_000_000)
@@ -51,6 +62,14 @@ def note(what: str) -> None:
         os.write(fd, f"{what} {supervision_id()} {os.getpid()}\n".encode())
     finally:
         os.close(fd)
+
+
+@dramatiq.actor(queue_name=QUEUE)
+def deafen() -> None:
+    """Ends the threads that fetch messages; the process lives on."""
+    for thread in threading.enumerate():
+        if isinstance(thread, ConsumerThread):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 
 
 @dramatiq.actor(queue_name=QUEUE, max_retries=3, min_backoff=50, max_backoff=200)
@@ -75,12 +94,62 @@ def fail() -> None:
 
 
 @dramatiq.actor(queue_name=QUEUE, max_retries=0)
+def fail_unless(path: str) -> None:
+    """Fails for good, until the file *path* is there."""
+    note("start")
+    if not Path(path).exists():
+        raise ValueError(f"there is no {path}")
+    note("end")
+
+
+if os.environ.get("MORE_ACTORS") == "1":
+
+    @dramatiq.actor(queue_name=QUEUE, max_retries=0)
+    def newcomer() -> None:
+        """Only some workers know it."""
+        note("start")
+        note("end")
+
+
+@dramatiq.actor(queue_name=QUEUE, max_retries=0)
+def grow(mb: int, path: str) -> None:
+    """Takes *mb* of memory, some at a time, and dies by SIGKILL once the file *path* is there."""
+    note("start")
+    kept = []
+    while not Path(path).exists():
+        if len(kept) < mb // 10:
+            kept.append(bytearray(10 << 20))
+        time.sleep(0.1)
+    os.kill(os.getpid(), 9)
+
+
+@dramatiq.actor(queue_name=QUEUE, max_retries=0)
 def hold(path: str) -> None:
     """Runs until the file *path* is there, and says every tenth of a second that it lives."""
     note("start")
     while not Path(path).exists():
         heartbeat(waiting_for=path)
         time.sleep(0.1)
+    note("end")
+
+
+@dramatiq.actor(queue_name=QUEUE, max_retries=0, max_crashes=3)
+def poison() -> None:
+    """Ends its worker in its first line."""
+    note("start")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dramatiq.actor(queue_name=QUEUE, max_retries=3, min_backoff=50, max_backoff=200)
+def nap(seconds: float, fail: bool = False) -> None:
+    """Sleeps in short naps, so that a process that was stopped goes on where it was; fails in the end where it is told to."""
+    note("start")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.05)
+    if fail:
+        note("fail")
+        raise RuntimeError("in the end")
     note("end")
 
 
@@ -99,3 +168,9 @@ def threads() -> int:
     """The number of threads of ours in this process, for the ledger."""
     note(f"threads={sum(each.name.startswith('chaperone-') for each in threading.enumerate())}")
     return 0
+
+
+@dramatiq.actor(queue_name=QUEUE, max_retries=0)
+def modules() -> None:
+    """Whether this process has loaded what serves metrics, for the ledger."""
+    note(f"prometheus_client={'prometheus_client' in sys.modules}")

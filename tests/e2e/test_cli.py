@@ -5,24 +5,76 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from dramatiq_chaperone import records
+from dramatiq_chaperone import circuits, records
 from dramatiq_chaperone.cli.options import EXIT_CODES
 from dramatiq_chaperone.settings import Settings
-from dramatiq_chaperone.store import open_store, upgrade
+from dramatiq_chaperone.store import migrations, open_store, upgrade
+from dramatiq_chaperone.store.breakers import alter
 from tests import servers
+from tests.waiting import wait_until
 
 COMMAND = Path(sys.executable).with_name("chaperone")
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("status", "jobs", "job", "config", "prune", "db upgrade", "db status", "demo")
+COMMANDS = (
+    "status",
+    "monitor",
+    "jobs",
+    "job",
+    "health",
+    "stack",
+    "kill",
+    "stuck",
+    "events",
+    "workers",
+    "queues",
+    "dead-letters list",
+    "dead-letters show",
+    "dead-letters retry",
+    "dead-letters purge",
+    "breakers",
+    "exporter",
+    "config",
+    "prune",
+    "db upgrade",
+    "db status",
+    "demo",
+    "completion",
+)
+#: Each command that reads the store.
+READERS = (
+    ["status"],
+    ["jobs"],
+    ["job", "x"],
+    ["health"],
+    ["health", "x"],
+    ["stack", "x"],
+    ["kill", "x"],
+    ["stuck"],
+    ["events"],
+    ["events", "--follow"],
+    ["monitor"],
+    ["workers"],
+    ["queues"],
+    ["dead-letters"],
+    ["dead-letters", "show", "x"],
+    ["dead-letters", "retry", "x"],
+    ["dead-letters", "purge", "x"],
+    ["breakers"],
+    ["breakers", "x"],
+    ["prune"],
+)
 
 Chaperone = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,6 +131,10 @@ def failed(job_id: str, at: float, actor: str = "import_orders") -> tuple[object
     )
 
 
+def booted(at: float) -> tuple[object, ...]:
+    return tuple(records.WorkerBooted(records.WORKER, at, "RedisBroker", "broker-1", '["default", "mail"]', 8, None, "{}"))
+
+
 JOBS = [f"{number:08x}-0000-4000-8000-000000000000" for number in (1, 2, 0x4F9E0001, 0x4F9E0002)]
 
 
@@ -132,17 +188,6 @@ def test_exit_codes_are_documented() -> None:
     assert documented == EXIT_CODES
 
 
-def test_every_command_and_option_is_documented(chaperone: Chaperone) -> None:
-    text = (ROOT / "docs" / "cli.md").read_text()
-
-    for command in COMMANDS:
-        row = re.search(rf"^\| `chaperone {command}[ `].*$", text, flags=re.MULTILINE)
-        assert row is not None, command
-        options = set(re.findall(r"^  (--[a-z-]+)", chaperone(*command.split(), "--help").stdout, flags=re.MULTILINE))
-        missing = [option for option in options - {"--help"} if f"`{option}" not in text and option not in row[0]]
-        assert not missing, f"{command}: {missing} are not in docs/cli.md"
-
-
 def test_help_does_not_load_what_it_does_not_need() -> None:
     code = "import sys\nfrom dramatiq_chaperone.cli import _run\n_run(['--help'])\nprint(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -153,7 +198,7 @@ def test_help_does_not_load_what_it_does_not_need() -> None:
 # What is the matter, and what to run
 
 
-@pytest.mark.parametrize("command", [["status"], ["jobs"], ["job", "x"], ["prune"]])
+@pytest.mark.parametrize("command", READERS)
 def test_without_a_store_they_say_so_and_make_none(chaperone: Chaperone, state_dir: Path, command: list[str]) -> None:
     done = chaperone(*command)
 
@@ -165,7 +210,7 @@ def test_without_a_store_they_say_so_and_make_none(chaperone: Chaperone, state_d
     assert list(state_dir.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [["status"], ["jobs"], ["job", "x"], ["db", "status"], ["prune"]])
+@pytest.mark.parametrize("command", [*READERS, ["db", "status"]])
 def test_a_server_that_does_not_answer(chaperone: Chaperone, command: list[str]) -> None:
     done = chaperone(*command, "--database-url", f"postgresql://me:s3cret@127.0.0.1:{servers.free_port()}/jobs")
 
@@ -178,13 +223,13 @@ def test_a_server_that_does_not_answer(chaperone: Chaperone, command: list[str])
 
 def test_a_server_without_tables(chaperone: Chaperone, postgres: servers.Postgres) -> None:
     with postgres.database() as url:
-        for command in (["status"], ["jobs"], ["job", "x"]):
+        for command in READERS:
             done = chaperone(*command, "--database-url", url)
             assert (done.returncode, done.stdout) == (1, "")
             assert "chaperone db upgrade" in done.stderr
 
         assert chaperone("db", "status", "--database-url", url).returncode == 1
-        assert "version 1" in chaperone("--database-url", url, "db", "upgrade").stdout
+        assert f"version {migrations.VERSION}" in chaperone("--database-url", url, "db", "upgrade").stdout
         assert "nothing to do" in chaperone("db", "upgrade", "--database-url", url).stdout
         assert chaperone("db", "status", "--database-url", url).returncode == 0
 
@@ -193,10 +238,40 @@ def test_a_server_without_tables(chaperone: Chaperone, postgres: servers.Postgre
         assert "No jobs on record yet" in empty.stderr
 
 
-def test_a_store_of_a_newer_release(chaperone: Chaperone, filled: float, store_url: str) -> None:
-    import sqlite3
-    from contextlib import closing
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["status"], "No jobs on record yet"),
+        (["jobs"], "No jobs on record yet"),
+        (["job", "x"], "No job x is on record"),
+        (["stack", "x"], "No job x is on record"),
+        (["kill", "x"], "No job x is on record"),
+        (["events"], "No jobs on record yet"),
+        (["workers"], "No worker is on record yet"),
+        (["monitor", "--format", "json"], "No jobs on record yet"),
+    ],
+)
+def test_nothing_on_record_yet(chaperone: Chaperone, store_url: str, command: list[str], said: str) -> None:
+    upgrade(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}))
 
+    done = chaperone(*command)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if command[0] == "monitor" else 1)
+
+
+@pytest.mark.parametrize("command", READERS)
+def test_an_old_schema_says_how_to_upgrade(chaperone: Chaperone, filled: float, store_url: str, command: list[str]) -> None:
+    with closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as connection, connection:
+        connection.execute("DELETE FROM chaperone_schema WHERE version > 1")
+
+    done = chaperone(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "run `chaperone db upgrade`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_store_of_a_newer_release(chaperone: Chaperone, filled: float, store_url: str) -> None:
     with closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as connection, connection:
         connection.execute("INSERT INTO chaperone_schema (version, key_type) VALUES (99, 'id')")
 
@@ -215,6 +290,25 @@ def test_a_file_that_is_no_database(chaperone: Chaperone, tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("kind", "module"), [("postgres", "psycopg"), ("mysql", "pymysql")])
+def test_a_missing_driver_is_named_with_its_extra(chaperone: Chaperone, tmp_path: Path, kind: str, module: str) -> None:
+    for name in (module, "psycopg2", "MySQLdb"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError")
+    for command in (["jobs"], ["db", "upgrade"]):
+        done = chaperone(*command, "--database-url", f"{kind}://127.0.0.1:1/jobs", PYTHONPATH=str(tmp_path))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"dramatiq-chaperone[{kind}]" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_path_that_cannot_be_made_is_named(chaperone: Chaperone, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = chaperone("db", "upgrade", "--database-url", f"sqlite:///{tmp_path}/file/chaperone.sqlite3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{tmp_path}/file/chaperone.sqlite3 cannot be made" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -222,6 +316,8 @@ def test_a_file_that_is_no_database(chaperone: Chaperone, tmp_path: Path) -> Non
         ["jobs", "--status", "happy"],
         ["jobs", "--since", "soon"],
         ["jobs", "--limit", "0"],
+        ["monitor", "--format", "xml"],
+        ["monitor", "--refresh", "0"],
         ["job"],
         ["jobs", "--database-url", "oracle://nowhere/x"],
         ["prune", "--completed", "-1"],
@@ -372,6 +468,408 @@ def test_servers_are_read_as_files_are(chaperone: Chaperone, request: pytest.Fix
         assert "0 jobs deleted" in ask("prune").stdout
 
 
+# Workers
+
+
+@pytest.fixture
+def staffed(store_url: str) -> None:
+    """A store with three workers: the newest runs, one has died, the oldest has stopped."""
+    now = time.time()
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=True)
+    for number, name in enumerate(("host-1-stopped", "host-2-lost", "host-3-running")):
+        who = origin()._replace(worker_id=name)
+        beat = tuple(records.Beat(records.BEAT, now - 5, 1, 61_000_000, 97.0, 12, 3, None))
+        store.apply(who, [booted(now - 100 + number), beat], start=0, end=10)
+        if name.endswith("lost"):
+            store.worker_lost(who, at=now, exit_code=-9, exit_cause="SIGKILL")
+        if name.endswith("stopped"):
+            store.apply(who, [tuple(records.WorkerStopped(records.WORKER_STOPPED, now - 50))], start=10, end=20)
+    store.close()
+
+
+def test_workers_that_run_are_listed(chaperone: Chaperone, staffed: None) -> None:
+    done = chaperone("workers")
+    assert done.returncode == 0
+    title, row = done.stdout.splitlines()
+    assert title.split() == ["WORKER", "STATUS", "UP", "HEARD", "MEMORY", "CPU", "RUNS", "FAILED", "THREADS", "QUEUES", "HOST", "BROKER"]
+    assert re.fullmatch(r"host-3-running +running +\d m \d+ s +\d+\.\d s ago +61\.0 MB +97 % +12 +3 +8  default, mail  host  Redis", row)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ([], ["running"]),
+        (["--status", "lost"], ["lost"]),
+        (["--status", "lost", "--status", "stopped"], ["lost", "stopped"]),
+        (["--all"], ["running", "lost", "stopped"]),
+    ],
+)
+def test_workers_are_picked(chaperone: Chaperone, staffed: None, options: list[str], found: list[str]) -> None:
+    data = json.loads(chaperone("workers", *options, "--format", "json").stdout)
+    assert [worker["status"] for worker in data["workers"]] == found
+    assert data["next"] is None
+
+
+def test_workers_come_in_pages(chaperone: Chaperone, staffed: None) -> None:
+    first = json.loads(chaperone("workers", "--all", "--limit", 2, "--format", "json").stdout)
+    second = json.loads(chaperone("workers", "--all", "--after", first["next"], "--format", "json").stdout)
+
+    assert [worker["status"] for worker in first["workers"] + second["workers"]] == ["running", "lost", "stopped"]
+    assert "--after" in chaperone("workers", "--all", "--limit", 2).stderr
+    assert chaperone("workers", "--after", "nonsense").returncode == 2
+    assert chaperone("workers", "--all", "--status", "lost").returncode == 2
+
+
+def test_no_worker_is_told_from_none_like_that(chaperone: Chaperone, filled: float, store_url: str) -> None:
+    none = chaperone("workers")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "No worker is on record yet" in none.stderr
+
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=True)
+    store.apply(origin(), [booted(time.time())], start=100, end=110)
+    store.close()
+    assert "workers --all" in chaperone("workers", "--status", "lost").stderr
+
+
+# Events
+
+
+def happened(name: str, job_id: str | None, at: float, data: str = "{}") -> tuple[object, ...]:
+    return tuple(records.StoredEvent(records.EVENT, at, name, job_id, "host-1-0a0a0a0a", None, data))
+
+
+@pytest.fixture
+def eventful(filled: float, store_url: str) -> float:
+    """The store of *filled*, and four events, one a minute."""
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=True)
+    rows = [
+        happened("JobStuck", JOBS[0], filled, '{"reason": "silence", "queue": ""}'),
+        happened("JobLost", JOBS[0], filled + 60),
+        happened("JobLost", "pruned", filled + 120),
+        happened("WorkerLost", None, filled + 180),
+    ]
+    store.apply(origin(), rows, start=100, end=110)
+    store.close()
+    return filled
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ([], ["WorkerLost", "JobLost", "JobLost", "JobStuck"]),
+        (["--job", JOBS[0]], ["JobLost", "JobStuck"]),
+        (["--job", "00000001", "--name", "joblost"], ["JobLost"]),
+        (["--job", "pruned"], ["JobLost"]),
+        (["--since", "30m"], []),
+    ],
+)
+def test_events_are_picked(chaperone: Chaperone, eventful: float, options: list[str], found: list[str]) -> None:
+    done = chaperone("events", *options, "--format", "json")
+
+    assert [event["name"] for event in json.loads(done.stdout)["events"]] == found
+    assert done.returncode == (0 if found else 1)
+
+
+def test_events_in_a_pipe_and_in_pages(chaperone: Chaperone, eventful: float) -> None:
+    done = chaperone("events")
+    assert done.stdout.splitlines()[0].split() == ["AT", "EVENT", "JOB", "WORKER", "SERVICE", "DATA"]
+    assert re.search(rf"JobStuck +{JOBS[0]} +host-1-0a0a0a0a +– +reason=silence$", done.stdout, flags=re.MULTILINE)
+
+    first = json.loads(chaperone("events", "--limit", 3, "--format", "json").stdout)
+    second = json.loads(chaperone("events", "--limit", 3, "--format", "json", "--after", first["next"]).stdout)
+    assert [len(first["events"]), len(second["events"]), second["next"]] == [3, 1, None]
+    assert chaperone("events", "--after", "nonsense").returncode == 2
+    assert chaperone("events", "--name", "Nonsense").returncode == 2
+    assert chaperone("events", "--follow", "--after", first["next"]).returncode == 2
+
+
+@pytest.mark.parametrize("output", ["json", "table"])
+def test_events_are_followed(eventful: float, store_url: str, state_dir: Path, tmp_path: Path, output: str) -> None:
+    env = {**os.environ, "PYTHONWARNINGS": "error", "CHAPERONE_STATE_DIR": str(state_dir)}
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=True)
+    out, err = tmp_path / "out", tmp_path / "err"
+
+    def shown(lines: int) -> list[str]:
+        return wait_until(lambda: len(found := out.read_text().splitlines()) >= lines and found, timeout_s=30, what=f"{lines} lines")
+
+    with out.open("w") as stdout, err.open("w") as stderr:
+        command = [COMMAND, "events", "--follow", "--limit", "2", "--format", output]
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=env)
+    try:
+        shown(2)
+        store.apply(origin(), [happened("JobKilled", JOBS[1], time.time())], start=110, end=120)
+        shown(3)
+        # Written later, by a process that was slow, though it happened before.
+        store.apply(origin(), [happened("JobPoisoned", JOBS[1], time.time() - 5)], start=120, end=130)
+        lines = shown(4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert err.read_text() == ""
+    finally:
+        process.kill()
+        process.wait()
+        store.close()
+
+    names = [json.loads(line)["name"] for line in lines] if output == "json" else [line.split()[2] for line in lines]
+    assert names == ["JobLost", "WorkerLost", "JobKilled", "JobPoisoned"]
+
+
+# A stack, where none can be had
+
+
+def test_a_job_that_does_not_run_has_no_stack(chaperone: Chaperone, filled: float) -> None:
+    done = chaperone("stack", JOBS[0])
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not run: it is failed" in done.stderr
+    assert "No job beef" in chaperone("stack", "beef").stderr
+    assert "Several jobs" in chaperone("stack", "4f9e").stderr
+
+
+def test_a_worker_that_does_not_answer(chaperone: Chaperone, filled: float, store_url: str) -> None:
+    unknown = chaperone("stack", JOBS[1], "--timeout", "0.2")
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert "did not answer within 200 ms" in unknown.stderr
+    assert "chaperone workers" in unknown.stderr
+
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=True)
+    store.apply(origin(), [booted(time.time()), tuple(records.WorkerStopped(records.WORKER_STOPPED, time.time()))], start=100, end=110)
+    store.close()
+    assert "is gone: host-1-0a0a0a0a is stopped" in chaperone("stack", JOBS[1]).stderr
+
+
+# A kill, where nobody answers; see test_kill.py for the rest
+
+
+def test_a_kill_of_what_does_not_run_or_does_not_answer(chaperone: Chaperone, filled: float) -> None:
+    done = chaperone("kill", JOBS[0], JOBS[1][:8], "--timeout", "0.3", "--reason", "why not", "--format", "json")
+    assert done.returncode == 1
+    jobs = {job["job_id"]: job for job in json.loads(done.stdout)["jobs"]}
+    assert jobs[JOBS[0]]["outcome"] == "refused"
+    assert "does not run: it is failed" in jobs[JOBS[0]]["detail"]
+    assert jobs[JOBS[1]]["outcome"] == "no answer"
+    assert "did not answer within 300 ms" in jobs[JOBS[1]]["detail"]
+    lines = chaperone("kill", JOBS[0]).stdout.splitlines()
+    assert lines[0].split() == ["JOB", "ACTOR", "OUTCOME", "WHAT", "HAPPENED"]
+    assert lines[1].split()[:3] == [JOBS[0], "import_orders", "refused"]
+
+
+@pytest.mark.parametrize(("answer", "code", "commands"), [(b"n\n", 130, 0), (b"y\n", 1, 1)])
+def test_a_kill_asks_on_a_terminal(
+    filled: float, store_url: str, state_dir: Path, tmp_path: Path, answer: bytes, code: int, commands: int
+) -> None:
+    import pty
+
+    env = {**os.environ, "CHAPERONE_STATE_DIR": str(state_dir)}
+    master, slave = pty.openpty()
+    command = [COMMAND, "kill", JOBS[1], "--timeout", "0.3", "--force"]
+    process = subprocess.Popen(command, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    os.close(slave)
+    os.write(master, answer)
+    _, err = process.communicate(timeout=60)
+    os.close(master)
+    assert process.returncode == code
+    assert f"{JOBS[1]}  import_orders, in host-1-0a0a0a0a".encode() in err
+    assert b"Kill this job for good, and if need be its worker process" in err
+    with closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM commands").fetchone() == (commands,)
+        assert connection.execute("SELECT COUNT(*) FROM audit_log WHERE what = 'kill'").fetchone() == (commands,)
+
+
+# Circuit breakers
+
+
+@pytest.fixture
+def guarded(store_url: str) -> str:
+    """A store in which the breaker of payments is open, and that of mail closed."""
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=True)
+    policy = circuits.Policy(failure_threshold=2, timeout=3000)
+    failure = circuits.Outcome(circuits.Result.FAILURE, error="OSError: no route to payments")
+    for _ in range(2):
+        alter(store, "payments", lambda circuit, now: circuits.record(circuit, policy, failure, now))
+    alter(store, "mail", lambda circuit, now: circuits.told(circuit, 3, now, 0))
+    store.close()
+    return store_url
+
+
+def test_breakers_are_listed(chaperone: Chaperone, guarded: str) -> None:
+    done = chaperone("breakers")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^payments +open +auto +2 .* OSError: no route to payments$", done.stdout, flags=re.MULTILINE)
+    assert done.stdout.splitlines()[-1] == "2 in all: 1 closed, 1 open"
+    rows = json.loads(chaperone("breakers", "--format", "json").stdout)["breakers"]
+    assert [(row["service"], row["state"], row["mode"], row["failure_count"]) for row in rows] == [
+        ("mail", "closed", "auto", 0),
+        ("payments", "open", "auto", 2),
+    ]
+    assert "details" not in rows[0]
+
+
+def test_one_breaker_and_its_history(chaperone: Chaperone, guarded: str) -> None:
+    done = chaperone("breakers", "payments", "--history")
+    assert done.returncode == 0
+    assert "open: no call is let through until trials are" in done.stdout
+    assert re.search(r"CircuitBreakerOpened +failure count 2, last error OSError: no route to payments", done.stdout)
+    data = json.loads(chaperone("breakers", "payments", "--history", "--format", "json").stdout)
+    assert [each["name"] for each in data["history"]] == ["CircuitBreakerOpened"]
+
+
+def test_breakers_by_hand(chaperone: Chaperone, guarded: str) -> None:
+    def after(*action: str) -> tuple[str, str, int]:
+        done = chaperone("breakers", "payments", *action, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        row = json.loads(done.stdout)["breakers"][0]
+        return row["state"], row["mode"], row["failure_count"]
+
+    assert after("--close") == ("closed", "auto", 2)
+    assert after("--open") == ("open", "auto", 2)
+    row = json.loads(chaperone("breakers", "payments", "--format", "json").stdout)["breakers"][0]
+    span = datetime.fromisoformat(row["reopens_at"]) - datetime.fromisoformat(row["opened_at"])
+    assert span.total_seconds() == pytest.approx(3000), "the timeout is that of the processes that have the breaker"
+    assert after("--reset") == ("closed", "auto", 0)
+    assert after("--force-open") == ("closed", "forced_open", 0)
+    assert after("--disable") == ("closed", "disabled", 0)
+    assert after("--metrics-only") == ("closed", "metrics_only", 0)
+    assert after("--auto") == ("closed", "auto", 0)
+    again = chaperone("breakers", "payments", "--auto")
+    assert again.returncode == 0
+    assert "Nothing to do: payments is so already." in again.stderr
+    with closing(sqlite3.connect(guarded.removeprefix("sqlite:///"))) as database:
+        log = database.execute("SELECT what, target, origin, result FROM audit_log").fetchall()
+    assert log[0] == ("breaker close", "payments", "cli", "done")
+    assert log[-1] == ("breaker auto", "payments", "cli", "no change")
+    assert len(log) == 8
+
+
+@pytest.mark.parametrize(("answer", "state"), [(b"n\n", "open"), (b"y\n", "closed")])
+def test_on_a_terminal_it_asks_first(chaperone: Chaperone, guarded: str, state_dir: Path, answer: bytes, state: str) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    os.write(master, answer)
+    env = {**os.environ, "CHAPERONE_STATE_DIR": str(state_dir)}
+    command = [COMMAND, "breakers", "payments", "--close"]
+    done = subprocess.run(command, stdin=slave, capture_output=True, env=env, timeout=60, check=False)
+    os.close(slave)
+    os.close(master)
+    assert done.returncode == (0 if state == "closed" else 130)
+    assert b"Let all calls through; the count of failures stays: payments?" in done.stderr
+    assert json.loads(chaperone("breakers", "payments", "--format", "json").stdout)["breakers"][0]["state"] == state
+
+
+def test_breakers_that_are_not_there(chaperone: Chaperone, guarded: str, filled: float) -> None:
+    done = chaperone("breakers", "paymnets", "--close")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "No circuit breaker paymnets is on record" in done.stderr
+    assert chaperone("breakers", "payments", "--close", "--open").returncode == 2
+    assert chaperone("breakers", "--close").returncode == 2
+
+
+# Live
+
+
+@pytest.fixture
+def ill(filled: float, store_url: str) -> str:
+    """The job that runs is unhealthy, and has passed two limits."""
+    at, run = filled + 3700, f"run-{JOBS[1]}"
+    evidence = json.dumps({"is_default": False, "history": []})
+    limits = [("memory", 100e6, 250.5e6, "exact"), ("timeout", 60.0, 61.5, "exact")]
+    entries = [
+        *((records.VIOLATED, at, JOBS[1], run, *each, evidence, "import_orders", "default", False) for each in limits),
+        (records.HEALTH_CHECKED, at, JOBS[1], run, "degraded", "memory at 80 % of its limit or more", None, True),
+        (records.HEALTH_CHECKED, at + 1, JOBS[1], run, "unhealthy", "memory over its limit", None, True),
+    ]
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=False)
+    store.apply(origin(), entries, start=100, end=200)
+    store.close()
+    return JOBS[1]
+
+
+def test_health_of_running_jobs(chaperone: Chaperone, ill: str) -> None:
+    done = chaperone("health")
+    assert done.returncode == 0
+    title, line, summary = done.stdout.splitlines()
+    assert title.split()[:4] == ["JOB", "ACTOR", "STATUS", "HEALTH"]
+    assert line.startswith(ill)
+    assert "unhealthy" in line
+    assert "memory over its limit; its worker was last heard" in line
+    assert summary == "1 running: 1 unhealthy"
+    for arguments in (["--unhealthy", "--fail"], ["--fail"], ["--all", "--fail"], [ill[:8], "--fail"]):
+        assert chaperone("health", *arguments).returncode == 1
+    assert chaperone("health", ill[:8]).returncode == 0
+
+
+def test_health_of_one_job(chaperone: Chaperone, ill: str) -> None:
+    text = chaperone("health", ill[:8]).stdout
+    assert "memory" in text
+    assert "100.0 MB  250.5 MB  the job" in text
+    assert "1 m 0 s" in text
+    assert re.search(r"degraded +memory at 80 %", text)
+    data = json.loads(chaperone("health", ill[:8], "--format", "json").stdout)
+    assert (data["health"], data["job_id"], data["check"]["status"]) == ("unhealthy", ill, "unhealthy")
+    assert len(data["violations"]) == len(data["health_checks"]) == 2
+    page = chaperone("job", ill[:8]).stdout
+    assert "250.5 MB" in page
+    assert "memory over its limit" in page
+
+
+def test_health_as_data(chaperone: Chaperone, ill: str) -> None:
+    data = json.loads(chaperone("health", "--format", "json").stdout)
+    assert data["counts"] == {"healthy": 0, "degraded": 0, "unhealthy": 1, "unknown": 0}
+    (job,) = data["jobs"]
+    assert (job["job_id"], job["health"], job["check"]["reason"]) == (ill, "unhealthy", "memory over its limit")
+
+
+def test_health_of_a_job_that_nobody_looks_at(chaperone: Chaperone, filled: float) -> None:
+    _, line, summary = chaperone("health").stdout.splitlines()
+    assert line.startswith(JOBS[1])
+    assert "unknown" in line
+    assert "its worker was last heard" in line
+    assert summary == "1 running: 1 unknown"
+    page = json.loads(chaperone("health", JOBS[1], "--format", "json").stdout)
+    assert page["health"] == "unknown"
+    assert page["reason"].startswith("its worker was last heard")
+
+
+def test_health_where_all_is_well(chaperone: Chaperone, filled: float, store_url: str) -> None:
+    store = open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=False)
+    now = time.time()
+    booted = (records.WORKER, now, "RedisBroker", "broker-1", '["default"]', 8, None, "{}")
+    store.apply(origin(), [booted, (records.BEAT, now, 1, 1, 1.0, 0, 0, "{}")], start=100, end=200)
+    store.close()
+    done = chaperone("health", "--fail")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "1 running: 1 healthy\n")
+    assert JOBS[1] in chaperone("health", "--all").stdout
+    assert chaperone("health", "nobody").returncode == 1
+    assert chaperone("health", "--all", "--unhealthy").returncode == 2
+
+
+def test_monitor_prints_json_once(chaperone: Chaperone, filled: float) -> None:
+    done = chaperone("monitor", "--format", "json")
+    assert done.returncode == 0
+    data = json.loads(done.stdout)
+    assert [(job["id"], job["job_class"], job["status"]) for job in data["active_jobs"]] == [(JOBS[1], "import_orders", "running")]
+    assert data["stuck_jobs"] == data["resource_violations"] == data["circuit_breakers"] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_monitor_in_a_pipe_goes_on_until_it_is_ended(filled: float, state_dir: Path, tmp_path: Path, number: signal.Signals) -> None:
+    env = {**os.environ, "PYTHONWARNINGS": "error", "CHAPERONE_STATE_DIR": str(state_dir)}
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("w") as stdout, err.open("w") as stderr:
+        process = subprocess.Popen([COMMAND, "monitor", "--refresh", "0.2"], stdout=stdout, stderr=stderr, env=env)
+    try:
+        wait_until(lambda: out.read_text().count("Active jobs: 1") >= 2, timeout_s=30)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert err.read_text() == ""
+    assert JOBS[1] in out.read_text()
+    assert "\x1b" not in out.read_text()
+
+
 # Settings
 
 
@@ -398,6 +896,54 @@ def test_an_option_goes_before_the_environment(chaperone: Chaperone, place: str)
 
     done = chaperone(*arguments, CHAPERONE_DATABASE_URL="postgresql://db/jobs")
     assert re.search(r"^database_url +mysql://db/other +argument database_url$", done.stdout, flags=re.MULTILINE)
+
+
+def test_config_marks_what_has_no_effect(chaperone: Chaperone) -> None:
+    done = chaperone("config")
+    assert re.search(r"^connection_pool_limit +¹ ", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^max_retries +² ", done.stdout, flags=re.MULTILINE)
+    assert "not part of this release" in done.stderr
+    assert "Dramatiq's own" in done.stderr
+
+    assert re.search(r"^max_retries +5 ", chaperone("config", CHAPERONE_MAX_RETRIES="5").stdout, flags=re.MULTILINE)
+    rows = {row["name"]: row for row in json.loads(chaperone("config", "--format", "json").stdout)["settings"]}
+    assert (rows["connection_pool_limit"]["in_use"], rows["connection_pool_limit"]["in_effect"]) == (False, False)
+    assert (rows["timeout"]["in_use"], rows["timeout"]["in_effect"]) == (True, False)
+    assert (rows["worker_heartbeat"]["in_use"], rows["worker_heartbeat"]["in_effect"]) == (True, True)
+
+
+# Completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(chaperone: Chaperone, shell: str) -> None:
+    done = chaperone("completion", shell)
+    assert done.returncode == 0
+    assert "_CHAPERONE_COMPLETE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("chaperone sta", {"status", "stack"}),
+        ("chaperone jobs --status f", {"failed"}),
+        ("chaperone jobs --actor s", {"send_mail"}),
+        ("chaperone jobs --queue d", {"default"}),
+    ],
+)
+def test_words_are_completed(chaperone: Chaperone, filled: float, line: str, offered: set[str]) -> None:
+    done = chaperone(_CHAPERONE_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(line.split()) - 1))
+    assert {each.split(",")[1] for each in done.stdout.split()} == offered
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("url", ["sqlite:////nowhere/x.sqlite3", "postgresql://127.0.0.1:1/x", "postgresql://10.255.255.1/x", "nonsense"])
+def test_without_a_store_completion_is_silent_and_quick(chaperone: Chaperone, url: str) -> None:
+    env = {"COMP_WORDS": "chaperone jobs --actor s", "COMP_CWORD": "3", "CHAPERONE_DATABASE_URL": url}
+    began = time.monotonic()
+    done = chaperone(_CHAPERONE_COMPLETE="bash_complete", **env)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+    assert time.monotonic() - began < 5
 
 
 # Deleting
@@ -456,3 +1002,55 @@ def test_upgrade_and_status_of_a_file(chaperone: Chaperone, store_url: str, stat
     assert chaperone("db", "upgrade").returncode == 0
     assert chaperone("db", "status").returncode == 0
     assert upgrade(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"})) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["retry"],
+        ["purge"],
+        ["retry", "x", "--all"],
+        ["retry", "x", "--actor", "y"],
+        ["purge", "x", "--retried"],
+        ["retry", "--all", "--since", "nonsense"],
+        ["list", "--after", "nonsense"],
+    ],
+)
+@pytest.mark.usefixtures("filled")
+def test_dead_letters_that_are_picked_in_a_wrong_way(chaperone: Chaperone, arguments: list[str]) -> None:
+    done = chaperone("dead-letters", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_job_that_cannot_be_sent_again(chaperone: Chaperone) -> None:
+    for job_id, reason in ((JOBS[1], "is running"), (JOBS[2][:8], "is pending"), ("beef", "No job beef")):
+        done = chaperone("dead-letters", "retry", job_id)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert reason in done.stderr
+
+
+def test_a_job_that_failed_and_has_no_dead_letter_waits_for_a_worker(chaperone: Chaperone, filled: float, store_url: str) -> None:
+    done = chaperone("dead-letters", "retry", JOBS[0], "--timeout", "0")
+    assert done.returncode == 1
+    assert "no worker has done it yet, so it waits for one" in done.stderr
+    told = json.loads(chaperone("dead-letters", "--format", "json").stdout)["dead_letters"]
+    assert [(each["job_id"], each["reason"], each["exception"]) for each in told] == [(JOBS[0], "not kept", "ValueError")]
+    with closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as connection:
+        (arguments,) = connection.execute("SELECT arguments FROM commands").fetchone()
+    assert json.loads(arguments)["dead_letters"] == [str(told[0]["id"])]
+
+
+@pytest.mark.usefixtures("filled")
+def test_one_worker(chaperone: Chaperone, store_url: str) -> None:
+    with closing(open_store(Settings.load({"database_url": store_url}, environ={"HOME": "/nowhere"}), create=False)) as store:
+        store.apply(origin(), [booted(time.time())], start=100, end=110)
+        store.worker_lost(origin(), at=time.time(), exit_code=-9, exit_cause="SIGKILL")
+    assert "No worker nobody is on record" in chaperone("workers", "nobody").stderr
+    assert chaperone("workers", "host", "--all").returncode == 2
+    page = chaperone("workers", "host-1")
+    assert page.returncode == 0, page.stderr
+    assert "SIGKILL (exit code -9)" in page.stdout
+    assert "nothing else ran there" in page.stdout
+    told = json.loads(chaperone("workers", "host-1", "--format", "json").stdout)
+    assert [run["job_id"] for run in told["lost_runs"]] == told["end"]["jobs"] == [JOBS[1]]

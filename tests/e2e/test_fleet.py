@@ -76,8 +76,8 @@ class TestRecords:
         fleet.send("work.send(1.5)")
         fleet.wait_for(completed=2)
         used = dict(fleet.sql("SELECT actor_name, cpu_seconds FROM supervised_jobs"))
-        assert float(used["burn"]) > 0.8
-        assert float(used["work"]) < 0.3
+        assert float(used["burn"]) > 0.2  # it may have to share its core
+        assert float(used["work"]) < float(used["burn"]) / 2
 
 
 class TestTheWatcher:
@@ -99,6 +99,15 @@ class TestTheWatcher:
         assert "Fork process" not in master.log()
         assert master.stop() == 0
 
+    def test_a_watcher_that_the_master_did_not_wait_for_is_replaced_by_the_workers(self, fleet: Fleet) -> None:
+        """Imports that take longer than --worker-fork-timeout: Dramatiq starts no fork then, and says nothing."""
+        master = fleet.start("--worker-fork-timeout", "10", SLOW_IMPORT="2", WATCHER_GRACE="2")
+        fleet.send("work.send()", 10)
+        fleet.wait_for(completed=10)
+        assert "The watcher has not come: the worker" in master.log()
+        assert "Fork process" not in master.log()
+        assert master.stop() == 0
+
     def test_a_killed_watcher_loses_and_doubles_nothing(self, fleet: Fleet) -> None:
         master = fleet.start()
         watching = watcher(fleet, master)
@@ -108,6 +117,7 @@ class TestTheWatcher:
         watching.kill()
         fleet.send("work.send(0.02)", 48)
         fleet.wait_for(completed=100)
+        assert "The watcher is gone: the worker" in master.log()
         assert fleet.counter("chaperone_runs_total") == {"succeeded": 100}
         assert master.stop() == 0
 
@@ -175,7 +185,7 @@ class TestDeath:
         ((status,),) = fleet.sql("SELECT status FROM workers")
         assert status == "lost"
         names = Counter(row[0] for row in fleet.sql("SELECT name FROM events"))
-        assert names["JobLost"] == names["WorkerLost"] == 1
+        assert names["JobLost"] == names["WorkerCrashed"] == 1
 
         (tmp_path / "go").touch()
         fleet.start(processes=1)

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import StartProcess
 from tests.e2e.conftest import APP, Fleet
+from tests.e2e.test_kill import kill, running
 from tests.processes import ROOT, Process, WorkerProcess
 from tests.waiting import wait_until
 
@@ -111,3 +112,28 @@ def test_a_killed_process_leaves_its_jobs_lost(fleet: Fleet, start: Start, tmp_p
     ((pid,),) = fleet.sql("SELECT pid FROM workers")
     next(child for child in master.children() if child.pid == pid).send_signal(signal.SIGKILL)
     fleet.wait_for(completed=10, lost=3)
+
+
+def test_a_job_that_waits_can_be_killed(fleet: Fleet, start: Start, tmp_path: Path, watcher: str) -> None:
+    """Greenlets get the interrupt where they wait; one that never waits lets nobody else run, Chaperone included."""
+    master = start(CHAPERONE_WATCHER=watcher)
+    fleet.send("work.send(600)")
+    fleet.send(f"hold.send({str(tmp_path / 'never')!r})")
+    sleeping, reporting = running(fleet, "work"), running(fleet, "hold")
+    wait_until(lambda: fleet.sql("SELECT 1 FROM heartbeats WHERE kind = 'manual'"), timeout_s=20)
+    code, jobs, err = kill(fleet, sleeping, reporting, "--reason", "wrong file")
+    assert (code, err) == (0, "")
+    assert [(job["outcome"], job["detail"]) for job in jobs] == [("cancelled", "interrupted"), ("cancelled", "told in a heartbeat")]
+    assert fleet.notes("start") == {sleeping: 1, reporting: 1}
+    fleet.send("work.send()", 20)
+    fleet.wait_for(completed=20, cancelled=2)
+    assert "Failed to set exception" not in master.log()
+    assert "Internal error" not in master.log()
+
+
+def test_an_isolated_actor_is_refused_at_the_boot(fleet: Fleet, start_process: StartProcess) -> None:
+    process = start_process(
+        sys.executable, SCRIPT, "tests.e2e.isolated_app", "-p", "1", "-t", "8", env={**fleet.env, "PYTHONWARNINGS": "default"}, cwd=ROOT
+    )
+    assert process.wait() != 0
+    assert "SettingsError: The actor add cannot be isolated: gevent cannot be forked; give it a worker without gevent." in process.log()

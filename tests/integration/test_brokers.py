@@ -13,6 +13,7 @@ from dramatiq.common import current_millis
 from dramatiq.middleware import Middleware, SkipMessage
 
 from dramatiq_chaperone import current_job, heartbeat, records, report_progress
+from dramatiq_chaperone.payload import payload_text
 from tests.guarantees.conftest import MakeStage, Stage, make_stage
 from tests.waiting import wait_until
 
@@ -33,7 +34,7 @@ class Skip(Middleware):
 def told(entry: Any) -> tuple[Any, ...]:
     """What an entry says, without times and ids."""
     if isinstance(entry, records.Enqueued):
-        payload = None if entry.payload is None else json.loads(entry.payload)
+        payload = None if entry.payload is None else json.loads(payload_text(entry.payload) or "")
         if payload is not None:
             payload["options"].pop("redis_message_id", None)
             payload["options"].pop("eta", None)
@@ -57,7 +58,7 @@ def lives(stage: Stage) -> dict[str, list[tuple[Any, ...]]]:
     for kind in ABOUT_JOBS:
         for entry in stage.entries(kind):
             if isinstance(entry, records.Enqueued) and entry.payload is not None:
-                names.setdefault(entry.job_id, json.loads(entry.payload)["args"][0])
+                names.setdefault(entry.job_id, json.loads(payload_text(entry.payload) or "")["args"][0])
             if hasattr(entry, "queue"):
                 assert entry.queue == stage.queue
             found[names[entry.job_id]].append(told(entry))

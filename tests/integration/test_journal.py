@@ -107,7 +107,7 @@ from dramatiq_chaperone.journal import Journal, segments
 
 segments.SEGMENT_BYTES = 1 << 13
 directory, stop = map(Path, sys.argv[1:])
-journal = Journal(directory, records.Origin("owner", "host", "boot:ns", 1, 1.5, "worker"))
+journal = Journal(directory, records.Origin("owner", "host", "boot:ns", 1, 1.5, "worker"), max_segments=1 << 20)
 number = 0
 while not stop.exists():
     for _ in range(50):
@@ -294,7 +294,7 @@ def eager_threads():
 @pytest.mark.soak
 def test_an_interrupt_in_the_middle_of_an_append_loses_and_garbles_nothing(tmp_path, monkeypatch, eager_threads):
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 1 << 12)
-    journal = Journal(tmp_path, origin())
+    journal = Journal(tmp_path, origin(), max_segments=1 << 20)  # nobody reads it, and a slow machine interrupts slowly
     is_over = threading.Event()
     acknowledged = defaultdict(list)
     caught = []

@@ -11,13 +11,15 @@ from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 
+import click
 import pytest
 
-from dramatiq_chaperone import events
+from dramatiq_chaperone import cli, events
+from dramatiq_chaperone.metrics.names import SERIES
 from dramatiq_chaperone.settings import Settings, bound
 
 DOCS = Path(__file__).parents[2] / "docs"
-DEFAULTS = {"state_dir": "–", "database_url": "–"}
+DEFAULTS = {"state_dir": "–", "database_url": "–", "breakers": "–"}
 
 
 def shown(value):
@@ -30,9 +32,9 @@ def shown(value):
 
 def setting_row(each):
     facts = each.metadata
-    note = "" if facts.get("in_use", True) else "¹"
+    note = "¹" if not facts.get("in_use", True) else "²" if facts.get("once_set") else ""
     where = "" if facts.get("argument", True) else " Not an argument." if facts.get("variable", True) else ""
-    where = where if facts.get("variable", True) else " Only an argument."
+    where = where if facts.get("variable", True) else " No variable." if facts.get("file") else " Only an argument."
     default = DEFAULTS.get(each.name) or shown(each.default)
     return f"| `{each.name}`{note} | {default} | {bound(each)} | {facts['help']}{where} |"
 
@@ -54,7 +56,41 @@ def events_table():
     return "\n".join([*lines, ""])
 
 
-TABLES = {"settings": ("settings.md", settings_table), "events": ("events.md", events_table)}
+def metrics_table():
+    lines = ["| series | type | unit | labels | what it says | source |", "|---|---|---|---|---|---|"]
+    for each in SERIES:
+        labels = ", ".join(f"`{name}`" for name in each.labels) or "–"
+        lines.append(f"| `{each.name}` | {each.type} | {each.unit} | {labels} | {each.help} | {each.source} |")
+    return "\n".join([*lines, ""])
+
+
+def commands(group=cli.commands, path="chaperone"):
+    """Each command as (what is typed, the command)."""
+    for name, command in group.commands.items():
+        typed = f"{path} {name}"
+        yield from commands(command, typed) if isinstance(command, click.Group) else [(typed, command)]
+
+
+@pytest.mark.parametrize(("typed", "command"), list(commands()))
+def test_every_command_and_its_options_stand_in_the_documentation(typed, command):
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{typed}[ `].*$", text, flags=re.MULTILINE)
+    assert row is not None, f"docs/cli.md has no row for {typed}"
+    everywhere = {"--config", "--database-url", "--format"}
+    for option in command.params:
+        name = option.opts[0]
+        if isinstance(option, click.Option) and not option.hidden:
+            assert re.search(rf"[` ]{name}[` ]", text if name in everywhere else row[0]), f"{name} of {typed}"
+
+
+def test_no_command_in_the_documentation_is_made_up():
+    known = {typed for typed, _ in commands()}
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(chaperone(?: [a-z]+(?:-[a-z]+)*)+)", text, flags=re.MULTILINE)
+    assert sorted(rows) == sorted(known)
+
+
+TABLES = {"settings": ("settings.md", settings_table), "events": ("events.md", events_table), "metrics": ("metrics.md", metrics_table)}
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
 from dramatiq_chaperone import host
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -124,3 +127,71 @@ def test_worker_ids_are_unique_and_safe_in_file_names(monkeypatch):
 def test_importing_host_loads_no_psutil():
     code = "import sys, dramatiq_chaperone.host as h; h.is_alive(1, 1.0); h.host_identity(); assert 'psutil' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux tells")
+@pytest.mark.parametrize(("code", "expected"), [("os.kill(os.getpid(), 9)", -9), ("sys.exit(3)", 3), ("sys.exit(0)", None)])
+def test_the_exit_code_of_a_process_that_nobody_waited_for(code: str, expected: int | None) -> None:
+    child = subprocess.Popen([sys.executable, "-c", f"import os, sys\nsys.stdin.read()\n{code}"], stdin=subprocess.PIPE)
+    started_at = host.process_started_at(child.pid)
+    assert started_at is not None
+    assert host.exit_code(child.pid, started_at) is None
+    assert child.stdin is not None
+    child.stdin.close()
+    wait_until(lambda: not host.is_alive(child.pid, started_at))
+    assert host.exit_code(child.pid, started_at) == expected
+    child.wait()
+    assert host.exit_code(child.pid, started_at) is None
+
+
+class TestOomKills:
+    """The kernel's count, as files; the real ones are those of whatever machine this is."""
+
+    @pytest.fixture
+    def system(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+        monkeypatch.setattr(host, "_CGROUPS", tmp_path / "cgroup")
+        monkeypatch.setattr(host, "_PROC", tmp_path / "proc")
+
+        def write(groups: str, **files: str) -> None:
+            (tmp_path / "proc" / "7").mkdir(parents=True)
+            (tmp_path / "proc" / "7" / "cgroup").write_text(groups)
+            for place, text in files.items():
+                path = tmp_path / "cgroup" / place.replace("__", "/").replace("_events", ".events").replace("_control", ".oom_control")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text)
+
+        return write
+
+    def test_version_2(self, system: Callable[..., None]) -> None:
+        system("0::/a/b\n", a__b__memory_events="low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n")
+        assert host.oom_kills(7) == 2
+
+    def test_version_1(self, system: Callable[..., None]) -> None:
+        groups = "9:name=systemd:/x\n4:cpu,memory:/a\n0::/\n"
+        system(groups, memory__a__memory_control="oom_kill_disable 0\nunder_oom 0\noom_kill 4\n")
+        assert host.oom_kills(7) == 4
+
+    def test_a_container_that_sees_the_path_of_its_host(self, system: Callable[..., None]) -> None:
+        system("0::/docker/4711\n", memory_events="oom_kill 1\n")
+        assert host.oom_kills(7) == 1
+
+    def test_a_system_that_does_not_count(self, system: Callable[..., None]) -> None:
+        system("0::/a\n", a__memory_events="low 0\n")
+        assert host.oom_kills(7) is None
+        assert host.oom_kills(8) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "was_oom", "cause"),
+    [
+        (None, False, "unknown"),
+        (0, False, "exit code 0"),
+        (3, True, "exit code 3"),
+        (-9, False, "SIGKILL"),
+        (-9, True, "SIGKILL (out of memory)"),
+        (-11, True, "SIGSEGV"),
+        (-99, False, "signal 99"),
+    ],
+)
+def test_what_ended_a_process(code: int | None, was_oom: bool, cause: str) -> None:
+    assert host.exit_cause(code, was_oom=was_oom) == cause

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import struct
+from collections import deque
 from pathlib import Path
 from zlib import crc32
 
@@ -271,6 +272,25 @@ def test_an_interrupt_with_the_return_of_a_write_neither_loses_nor_doubles_what_
     assert numbers(read_all(reader)[0]) == list(range(5))
 
 
+class InterruptedWaiting(deque):
+    """An interrupt comes when the first entry waits."""
+
+    def append(self, record):
+        super().append(record)
+        if len(self) == 1:
+            raise Interrupted
+
+
+def test_what_follows_an_interrupted_entry_does_not_go_before_it(small_segments, journal, reader):
+    """The first does not fit into the rest of its segment, the second would."""
+    journal.append((records.EVENT, 0.0, "x" * (segments.SEGMENT_BYTES - 300)))
+    journal._waiting = InterruptedWaiting()
+    with pytest.raises(Interrupted):
+        journal.append((records.EVENT, 1.0, "x" * 400))
+    journal.append((records.EVENT, 2.0, ""))
+    assert [entry[1] for entry in read_all(reader)[0]] == [0.0, 1.0, 2.0]
+
+
 @pytest.mark.parametrize("function", [each for each in vars(Journal).values() if callable(each)], ids=lambda each: each.__name__)
 def test_an_interrupt_at_the_end_of_a_turn_of_a_loop_is_inside_of_what_is_around_the_loop(function):
     entries = dis.Bytecode(function).exception_entries
@@ -413,6 +433,7 @@ def test_remove_needs_a_dead_owner_and_leaves_nothing(journal, directory, reader
         reader.remove()
     journal.close()
     assert directory.is_orphan(reader.name)
+    assert directory.orphans() == [reader.name]
     reader.remove()
     assert not list(directory.path.iterdir())
     assert LockFile._open == {}
@@ -625,6 +646,25 @@ def test_a_message_is_read_once_and_replaced_by_the_next(journal, reader):
     assert journal.control.read() is None
     reader.tell({"text": "x" * (ControlBlock.BYTES - 40)})
     assert len(journal.control.read()["text"]) == ControlBlock.BYTES - 40
+
+
+def test_the_pulse_is_the_owners_and_no_message_touches_it(journal, reader):
+    assert reader.pulse() == 0
+    for beat in range(1, 4):
+        journal.control.beat()
+        assert reader.pulse() == beat
+    reader.tell({"text": "x" * (ControlBlock.BYTES - 40)})
+    assert reader.pulse() == 3
+    assert journal.control.read() is not None
+    journal.control.rest()
+    assert reader.pulse() == 0
+    journal.control.beat()
+    assert reader.pulse() == 4
+    journal.control.close()
+    journal.control.beat()
+    assert reader.pulse() == 4
+    (journal.path / "control").unlink()
+    assert reader.pulse() == 0
 
 
 @pytest.mark.parametrize("length", [5, 500])

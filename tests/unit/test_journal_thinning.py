@@ -44,12 +44,25 @@ def beat(at):
     return (records.BEAT, at, 1, 1, 1.0, 1, 1, None)
 
 
+def deferred(at, job_id):
+    return (records.DEFERRED, at, job_id, 0, "index", "default", at, at + 30)
+
+
 def event(at, job_id):
     return (records.EVENT, at, "JobStuck", job_id, "w", None, "{}")
 
 
 def dead(at, job_id):
     return (records.DEAD, at, job_id, 0, "index", "default", at, "rejected", None, None, None, None, True)
+
+
+def violated(at, job_id):
+    run = None if job_id is None else f"{job_id}-r"
+    return (records.VIOLATED, at, job_id, run, "memory", 1.0, 2.0, "exact", None, "index", "default", False)
+
+
+def checked(at, job_id, is_change):
+    return (records.HEALTH_CHECKED, at, job_id, f"{job_id}-r", "unhealthy" if is_change else "healthy", None, None, is_change)
 
 
 def dropped(at, what, number):
@@ -69,6 +82,21 @@ def test_samples_go_first_and_are_counted():
         dropped(2.6, "HeartbeatMade", 1),
         dropped(2.7, "Sampled", 2),
     ]
+
+
+def test_verdicts_stay_and_what_is_said_again_goes():
+    job = plain_job(1.0, "a")
+    verdicts = [violated(2.0, "a"), checked(2.5, "a", True), violated(3.0, None)]
+    said_again = [checked(2.6, "a", False), checked(2.7, "a", False)]
+    entries = [*job[:2], *verdicts, *said_again, job[2]]
+    assert thin(entries, drop_successes=True) == [*job[:2], *verdicts, job[2], dropped(2.7, "HealthChecked", 2)]
+    assert thin([*plain_job(1.0, "a"), *said_again], drop_successes=True) == [dropped(2.7, "HealthChecked", 2), counted(3.0, 1, 0.5)]
+
+
+def test_that_a_job_was_put_off_is_a_sample_and_the_job_stays():
+    job = [enqueued(1.0, "a"), enqueued(31.0, "a"), *plain_job(1.0, "a")[1:]]
+    entries = [job[0], deferred(1.5, "a"), *job[1:]]
+    assert thin(entries, drop_successes=True) == [*job, dropped(1.5, "Deferred", 1)]
 
 
 def test_of_plain_successes_the_number_and_the_durations_stay():
@@ -101,6 +129,8 @@ def test_actors_and_queues_are_counted_apart():
         [*plain_job(1.0, "a", end=("failed", "failed"))],
         [*plain_job(1.0, "a"), event(4.0, "a")],
         [*plain_job(1.0, "a"), dead(4.0, "a")],
+        [*plain_job(1.0, "a"), violated(4.0, "a")],
+        [*plain_job(1.0, "a"), checked(4.0, "a", True)],
         [*plain_job(1.0, "a"), started(5.0, "a", run="again")],
         [*plain_job(1.0, "a"), enqueued(5.0, "a")],
         [enqueued(1.0, "a", retries=1), started(2.0, "a", retries=1), ended(3.0, "a", retries=1)],
@@ -124,6 +154,8 @@ ENTRIES = st.one_of(
     st.builds(beat, TIMES),
     st.builds(event, TIMES, st.none() | JOBS),
     st.builds(dead, TIMES, JOBS),
+    st.builds(violated, TIMES, st.none() | JOBS),
+    st.builds(checked, TIMES, JOBS, st.booleans()),
     st.builds(dropped, TIMES, st.sampled_from(["Beat", "StoredEvent"]), st.integers(1, 9)),
     st.builds(counted, TIMES, st.integers(1, 9), st.integers(0, 9), actor=st.sampled_from(["index", "other"])),
     st.just((records.WORKER_STOPPED, 1.0)),
@@ -138,6 +170,10 @@ SAMPLES = {records.SAMPLED: "Sampled", records.BEAT: "Beat", records.HEARTBEAT: 
 TOTALS = {*SAMPLES, records.DROPPED, records.COUNTED}
 
 
+def is_total(entry):
+    return entry[0] in TOTALS or (entry[0] == records.HEALTH_CHECKED and not entry[7])
+
+
 def sums(entries):
     """Everything that a counter of the store counts, dropped or not."""
     total = Counter()
@@ -145,6 +181,8 @@ def sums(entries):
         match entry[0]:
             case kind if kind in SAMPLES:
                 total["seen", SAMPLES[kind]] += 1
+            case records.HEALTH_CHECKED if not entry[7]:
+                total["seen", "HealthChecked"] += 1
             case records.DROPPED:
                 total["seen", entry[2]] += entry[3]
             case records.ENQUEUED:
@@ -171,9 +209,9 @@ def test_thinning_never_changes_what_matters(entries, drop_successes):
     assert thin(thin(entries, drop_successes=False), drop_successes=drop_successes) == thinned
 
     rest = iter(entries)
-    kept = [entry for entry in thinned if entry[0] not in TOTALS]
+    kept = [entry for entry in thinned if not is_total(entry)]
     assert all(entry in rest for entry in kept), "what stays, stays in order"
-    gone = Counter(entry for entry in entries if entry[0] not in TOTALS) - Counter(kept)
+    gone = Counter(entry for entry in entries if not is_total(entry)) - Counter(kept)
     assert drop_successes or not gone
     jobs = {entry[2] for entry in gone}
     assert len(gone) == sum(gone.values()) == 3 * len(jobs)
@@ -187,3 +225,10 @@ def test_thinning_never_changes_what_matters(entries, drop_successes):
 def test_thinned_entries_fit_where_the_entries_were_and_are_plain_data(entries):
     thinned = b"".join(map(segments.encode, thin(entries, drop_successes=True)))
     assert segments.decode(thinned, max_bytes=1 << 20)[1] == len(thinned)
+
+
+def test_a_job_that_was_stuck_is_no_plain_success():
+    stuck = [(records.STUCK, 1.5, "j1", "j1-r", 3, True), (records.STUCK, 1.7, "j1", "j1-r", 0, False)]
+    sent, begun, over = plain_job(0, "j1")
+    entries = [sent, begun, *stuck, over]
+    assert thin(entries, drop_successes=True) == entries

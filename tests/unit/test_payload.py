@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dramatiq_chaperone.payload import REDACTED, PayloadEncoder, Redactor, redact_text
+from dramatiq_chaperone.payload import REDACTED, PayloadEncoder, Redactor, is_plain, payload_text, redact_text
 from dramatiq_chaperone.service import internal_errors
 
 ENCODER = PayloadEncoder(Redactor())
+
+
+class StrangeInt(int):
+    pass
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +39,37 @@ def argument(value, **more):
     """What is kept of *value*, and whether it is all of it."""
     payload, complete = encoded(value, **more)
     return payload["args"][0], complete
+
+
+# --- arguments that are recorded as they are
+
+
+@given(st.lists(st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.floats(), st.lists(st.integers())), max_size=10))
+def test_plain_arguments_become_the_same_text_as_encoded_ones(args):
+    if is_plain(args):
+        assert (payload_text(tuple(args)), True) == ENCODER.encode(args, {}, {})
+    else:
+        assert len(args) > 8 or any(
+            isinstance(each, (float, list))
+            or (isinstance(each, str) and not each.isprintable())
+            or (isinstance(each, int) and abs(each) >= 2**63)
+            for each in args
+        )
+
+
+@pytest.mark.parametrize("args", [["x" * 201], [2**63], ["a\0b"], ["\ud800"], [1.5], [b"x"], [{}], list(range(9)), [StrangeInt(1)]])
+def test_what_needs_care_is_not_plain(args):
+    assert not is_plain(args)
+
+
+def test_the_largest_plain_arguments_fit_wherever_they_are_taken():
+    args = ["\U0001f600" * 200] * 8
+    assert is_plain(args)
+    size = len(payload_text(tuple(args)).encode())
+    assert not PayloadEncoder(Redactor(), max_bytes=size - 1).takes_plain(())
+    assert ENCODER.takes_plain(("number", "name"))
+    assert not ENCODER.takes_plain(("number", "password"))
+    assert not PayloadEncoder(Redactor(replace=lambda key, value: value)).takes_plain(())
 
 
 # --- plain values
@@ -335,6 +370,29 @@ def test_hidden_values_are_taken_out_of_messages_too():
     )
     message = f"ada: hunter2hunter2 41111111 fine 1 {'it is'} " + repr("it's\nsecret") + "\0"
     assert redact_text(message, secrets) == f'ada: {REDACTED}{REDACTED} {REDACTED} fine 1 it is "{REDACTED}"␀'
+
+
+@pytest.mark.parametrize(
+    ("text", "safe"),
+    [
+        ("401 for token=abc123&page=2", f"401 for token={REDACTED}&page=2"),
+        ('{"user": "ada", "password": "it is, open"}', f'{{"user": "ada", "password": {REDACTED}}}'),
+        ("{'api_key': 'k', 'n': 1}", f"{{'api_key': {REDACTED}, 'n': 1}}"),
+        ("Authorization: Bearer eyJ.x.y refused", f"Authorization: {REDACTED} refused"),
+        ("cannot reach postgres://app:hunter2@db:5432/jobs", f"cannot reach postgres://app:{REDACTED}@db:5432/jobs"),
+        ("--token=abc, 1token=abc, étoken=abc", f"--token={REDACTED}, 1token={REDACTED}, étoken={REDACTED}"),
+        ("KeyError: 'password'", "KeyError: 'password'"),
+        ("max_tokens=100 at https://example.org:443/a@b", "max_tokens=100 at https://example.org:443/a@b"),
+    ],
+)
+def test_named_secrets_are_taken_out_of_messages(text, safe):
+    assert Redactor().in_text(text) == safe
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["a" * 20_000_000, "a1" * 10_000_000, "://" * 6_000_000, 'k="' + "v" * 20_000_000])
+def test_a_message_of_many_megabytes_is_gone_through_once(text):
+    assert Redactor().in_text(text) == text
 
 
 def test_the_longest_secret_goes_first():

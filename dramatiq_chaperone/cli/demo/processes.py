@@ -145,6 +145,7 @@ class Stage:
         return inherited | {
             "CHAPERONE_STATE_DIR": str(self.folder / "state"),
             "CHAPERONE_WORKER_HEARTBEAT": "1",
+            "CHAPERONE_EXPORTER_PORT": "0",  # that of a real fleet must stay free
             "INDEX_DIR": str(self.folder / "index"),
             "REDIS_URL": f"unix://{self._socket}",
             "TMPDIR": str(self.folder / "tmp"),

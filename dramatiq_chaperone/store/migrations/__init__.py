@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from ...errors import SchemaError, StoreUnavailable
-from .m0001 import INDEXES as INDEXES
-from .m0001 import TABLES as TABLES
+from . import m0001, m0002, m0003, m0004, m0005
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..database import Connections
 
@@ -42,13 +41,79 @@ _COUNTING: Final = {
 }
 
 
+#: The name of every table, without prefix.
+TABLES: Final = (*m0001.TABLES, *m0002.TABLES, *m0003.TABLES)
+
+
 def create_tables(connections: Connections, key_type: str) -> None:
     """Make every table and index of the first version that is not there yet."""
-    for table, text in TABLES.items():
-        _create(connections, key_type, table, text)
+    for table, text in m0001.TABLES.items():
+        _create(connections, key_type, table, text, m0001.INDEXES[table])
 
 
-def _create(connections: Connections, key_type: str, table: str, text: str) -> None:
+def add_hours(connections: Connections, key_type: str) -> None:
+    """Make the table of hours, and take from the minutes what they have."""
+    for table, text in m0002.TABLES.items():
+        _create(connections, key_type, table, text, m0002.INDEXES[table])
+    m0002.fill(connections, key_type)
+
+
+def add_crashes(connections: Connections, key_type: str) -> None:
+    """Make the tables of what dead workers held."""
+    for table, text in m0003.TABLES.items():
+        _create(connections, key_type, table, text, m0003.INDEXES[table])
+
+
+def add_circuits(connections: Connections, key_type: str) -> None:
+    """Give circuit breakers the columns that they lack: the whole of their state, and what people want to see of it."""
+    _add(connections, m0004.COLUMNS, m0004.INDEXES)
+
+
+def add_waiting(connections: Connections, key_type: str) -> None:
+    """Give jobs and queues the column of what they wait for."""
+    _add(connections, m0005.COLUMNS, m0005.INDEXES)
+
+
+def _add(connections: Connections, columns: dict[str, str], indexes: dict[str, tuple[str, ...]]) -> None:
+    for table, text in columns.items():
+        _add_columns(connections, table, text)
+    for table, added in indexes.items():
+        for index in added:
+            _add_index(connections, table, index)
+
+
+def _add_index(connections: Connections, table: str, index: str) -> None:
+    unique, columns, condition = _index(index)
+    name = connections.names[table]
+    index_name = _index_name(name, columns)
+    exists, where = "IF NOT EXISTS ", f" WHERE {condition}" if condition else ""
+    if connections.kind == "mysql":  # it knows neither
+        exists = where = ""
+        query = "SELECT 1 FROM information_schema.statistics WHERE table_schema = DATABASE() AND table_name = ? AND index_name = ? LIMIT 1"
+        if connections.rows(query, (name, index_name)):
+            return
+    connections.execute(f"CREATE {unique} INDEX {exists}{connections.quote(index_name)} ON {connections.quote(name)} ({columns}){where}")
+
+
+def _add_columns(connections: Connections, table: str, text: str) -> None:
+    """Add the columns that are not there yet, one by one: MySQL commits each."""
+    kind, name = connections.kind, connections.names[table]
+    exists, found = "", set()
+    if kind == "postgres":
+        exists = "IF NOT EXISTS "
+    elif kind == "sqlite":
+        found = {row[1] for row in connections.rows(f"PRAGMA table_info({connections.quote(name)})")}
+    else:
+        query = "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?"
+        found = {row[0] for row in connections.rows(query, (name,))}
+    for line in text.strip().splitlines():
+        column, type_ = line.split()
+        if column not in found:
+            new = f"{exists}{connections.quote(column)} {_TYPES[kind][type_]}"
+            connections.execute(f"ALTER TABLE {connections.quote(name)} ADD COLUMN {new}")
+
+
+def _create(connections: Connections, key_type: str, table: str, text: str, indexes: Sequence[str]) -> None:
     kind, name = connections.kind, connections.names[table]
     key = _COUNTING[kind] if key_type == "id" else f"{_KEYS[key_type][kind]} NOT NULL PRIMARY KEY"
     lines, constraints = [f"id {key}"], []
@@ -70,7 +135,7 @@ def _create(connections: Connections, key_type: str, table: str, text: str) -> N
         rule = "NOT NULL" if rest == ["!"] else f"NOT NULL DEFAULT {rest[0][1:]}" if rest else ""
         lines.append(f"{connections.quote(column)} {type_} {rule}".rstrip())
     statements = []
-    for index in INDEXES[table]:
+    for index in indexes:
         unique, columns, condition = _index(index)
         if kind == "mysql":  # it has no conditional ones, and no CREATE INDEX IF NOT EXISTS
             constraints.append(f"{unique} KEY {connections.quote(_index_name(name, columns))} ({columns})".strip())
@@ -98,7 +163,13 @@ def _index_name(table: str, columns: str) -> str:
 
 #: A step takes the database from its position in this row to the next version; it must bear being run again, for
 #: MySQL commits each statement of it.
-STEPS: Final[tuple[Callable[[Connections, str], None], ...]] = (create_tables,)
+STEPS: Final[tuple[Callable[[Connections, str], None], ...]] = (
+    create_tables,
+    add_hours,
+    add_crashes,
+    add_circuits,
+    add_waiting,
+)
 VERSION: Final = len(STEPS)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dramatiq_chaperone import records
-from dramatiq_chaperone.store import applying, counters
+from dramatiq_chaperone.store import counters, times
 from dramatiq_chaperone.store.batch import Batch, clean, clean_json, clean_key
 from dramatiq_chaperone.store.columns import CORE, JOB, POSITION, level_of
 from tests.contracts.conftest import NOW, ended, enqueued, started
@@ -108,6 +108,6 @@ def test_clean_json_is_json(value: Any) -> None:
 
 @given(st.floats(0, 200_000_000_000))
 def test_times_as_text_sort_as_times_do(at: float) -> None:
-    assert len(applying.iso(at)) == 32
-    assert applying.unix_time(applying.iso(at)) == pytest.approx(at, abs=1e-4)
-    assert applying.iso(at) < applying.iso(at + 1)
+    assert len(times.iso(at)) == 32
+    assert times.unix_time(times.iso(at)) == pytest.approx(at, abs=1e-4)
+    assert times.iso(at) < times.iso(at + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from dramatiq_chaperone import records
 from dramatiq_chaperone.errors import JobCancelled
 from dramatiq_chaperone.journal import Journal, JournalDirectory
+from dramatiq_chaperone.service import internal_errors
 from dramatiq_chaperone.settings import Settings
 from dramatiq_chaperone.supervision.execution import Execution
 from dramatiq_chaperone.supervision.jobs import Job, entered, heartbeat, left, number, percent, report_progress
+from dramatiq_chaperone.supervision.ladder import StopLadder
 from dramatiq_chaperone.supervision.recorder import Recorder
-from dramatiq_chaperone.supervision.sampler import REFRESH_S, SLOWEST_S, Sampler
+from dramatiq_chaperone.supervision.sampler import REFRESH_S, SLOWEST_S, Judge, Readings, Sampler
 from dramatiq_chaperone.supervision.slots import RunningJobs, Slot
 from dramatiq_chaperone.supervision.stopping import Interrupter
 
@@ -54,9 +56,18 @@ class Desk:
                 return found
             position = after
 
-    def sampler(self) -> Sampler:
-        execution = Execution(self.recorder, self.running)
-        return Sampler(self.journal, self.running, execution, Interrupter(self.running), beat_s=5.0, turns=lambda now: None)
+    def sampler(self, *judges: Judge) -> Sampler:
+        return Sampler(
+            self.journal,
+            self.running,
+            Execution(self.recorder, self.running),
+            Interrupter(self.running),
+            StopLadder(self.running),
+            beat_s=5.0,
+            consumers=lambda: (1, 2),
+            turns=lambda now: None,
+            judges=judges,
+        )
 
     def run(self, job: Job) -> Slot:
         slot = Slot(None)
@@ -179,6 +190,42 @@ class TestSamplersBudget:
         assert gauges["sampler_cpu_seconds"] > 0
         assert gauges["sample_interval_s"] == 1.0
         assert gauges["open_files"] > 2
+
+
+class Jury:
+    """Keeps what it is shown, and raises if it is told to."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.seen: list[tuple[int, Readings]] = []
+        self._fails = fails
+
+    def look(self, running: Sequence[tuple[Slot, Job]], readings: Readings) -> None:
+        if self._fails:
+            raise ValueError("no verdict")
+        self.seen.append((len(running), readings))
+
+
+class TestJudges:
+    def test_each_is_shown_every_sample_and_the_end(self, desk: Desk) -> None:
+        jury = Jury()
+        sampler = desk.sampler(jury)
+        slot = desk.run(desk.job())
+        sampler.sample(10.0)
+        slot.job = None
+        sampler.sample(11.0)
+        sampler.sample(12.0)
+        assert [(number, readings.now) for number, readings in jury.seen] == [(1, 10.0), (0, 11.0)]
+        assert jury.seen[0][1].memory > 0
+        assert not jury.seen[0][1].is_shared
+
+    def test_one_that_fails_does_not_keep_the_next_from_its_look(self, desk: Desk) -> None:
+        internal_errors.clear()
+        jury = Jury()
+        sampler = desk.sampler(Jury(fails=True), jury)
+        desk.run(desk.job())
+        sampler.sample(10.0)
+        assert len(jury.seen) == 1
+        assert internal_errors["Jury"] == 1
 
 
 class TestCancelled:

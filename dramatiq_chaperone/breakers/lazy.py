@@ -1,0 +1,134 @@
+"""Guards around what runs after it was called: coroutines and generators.  The gate is passed when they begin to run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from time import monotonic
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
+from typing import TYPE_CHECKING, Any, Final
+
+from .errors import BreakerOpen
+
+if TYPE_CHECKING:
+    from .breaker import CircuitBreaker
+    from .ways import Way
+
+#: What a call gives that has yet to run.
+LAZY: Final = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
+
+Function = Callable[..., Any]
+
+
+def is_lazy(function: Function) -> bool:
+    """Whether a call of it only makes something that has yet to run."""
+    return inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def decorated(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
+    """*function* under the guard of *breaker*, and of the same kind: asyncio, Dramatiq and inspect look at that."""
+    if inspect.iscoroutinefunction(function):
+        return _coroutine_function(breaker, function, way)
+    if inspect.isgeneratorfunction(function):
+        return _generator_function(breaker, function, way)
+    return _async_generator_function(breaker, function, way)
+
+
+def guarded(breaker: CircuitBreaker, made: Any, way: Way) -> Any:
+    """*made*, a coroutine or generator that was not started, under the guard of *breaker*."""
+
+    def give(*args: Any, **kwargs: Any) -> Any:
+        return made
+
+    if isinstance(made, CoroutineType):
+        give_guarded = _coroutine_function(breaker, give, way, refused=made.close)
+    elif isinstance(made, GeneratorType):
+        give_guarded = _generator_function(breaker, give, way)
+    else:
+        give_guarded = _async_generator_function(breaker, give, way)
+    return give_guarded(*way.args, **way.kwargs)
+
+
+def _coroutine_function(breaker: CircuitBreaker, function: Function, way: Way, refused: Callable[[], None] = lambda: None) -> Function:
+    @functools.wraps(function)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        call = way._replace(args=args, kwargs=kwargs)
+        try:
+            admission = await breaker._admit_async()
+        except BreakerOpen as error:
+            refused()
+            return await _awaited(call.instead(error))
+        breaker._hear("before_call", function, *args, **kwargs)
+        began = monotonic()
+        with breaker._around(admission):
+            try:
+                value = await function(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 - it is judged, and raised there
+                is_failure = await breaker._settle_async(admission, error, took_s=monotonic() - began)
+                return await _awaited(call.after(error, is_failure=is_failure))
+        is_failure = await breaker._settle_async(admission, None, value, took_s=monotonic() - began)
+        return await _awaited(call.fallback_value()) if is_failure and call.covers_failure else value
+
+    return coroutine
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+def _generator_function(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
+    @functools.wraps(function)
+    def generator(*args: Any, **kwargs: Any) -> Any:
+        try:
+            admission = breaker._admit()
+        except BreakerOpen as error:
+            return (yield from way._replace(args=args, kwargs=kwargs).instead(error))
+        breaker._hear("before_call", function, *args, **kwargs)
+        began = monotonic()
+        try:
+            value = yield from function(*args, **kwargs)
+        except BaseException as error:
+            breaker._settle(admission, error, took_s=monotonic() - began)
+            raise
+        breaker._settle(admission, None, took_s=monotonic() - began)
+        return value
+
+    return generator
+
+
+def _async_generator_function(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
+    @functools.wraps(function)
+    async def generator(*args: Any, **kwargs: Any) -> Any:
+        try:
+            admission = await breaker._admit_async()
+        except BreakerOpen as error:
+            async for value in way._replace(args=args, kwargs=kwargs).instead(error):
+                yield value
+            return
+        breaker._hear("before_call", function, *args, **kwargs)
+        began = monotonic()
+        made = function(*args, **kwargs)
+        try:
+            value = await made.__anext__()
+            while True:
+                try:
+                    sent = yield value
+                except GeneratorExit:
+                    await made.aclose()
+                    raise
+                except BaseException as thrown:  # noqa: BLE001 - it is the generator's
+                    value = await made.athrow(thrown)
+                else:
+                    value = await made.asend(sent)
+        except StopAsyncIteration:
+            await breaker._settle_async(admission, None, took_s=monotonic() - began)
+        except BaseException as error:
+            took_s = monotonic() - began
+            if isinstance(error, GeneratorExit):  # nothing can be awaited any more
+                breaker._settle(admission, error, took_s=took_s)
+            else:
+                await breaker._settle_async(admission, error, took_s=took_s)
+            raise
+
+    return generator

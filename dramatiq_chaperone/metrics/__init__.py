@@ -1,0 +1,1 @@
+"""What Prometheus scrapes.  The only package that imports prometheus_client."""

@@ -1,0 +1,65 @@
+"""What an exporter reads at each scrape: totals and states of the whole fleet, and the workers that live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from . import breakers, queries
+from .queries import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from . import Store
+
+#: Living workers that are read, at most.
+MOST_WORKERS: Final = 10_000
+
+Counters = list[tuple[str, dict[str, str], float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """The whole fleet; rows are dictionaries by column name, times aware datetimes in UTC.
+
+    Attributes:
+      counters: (name, labels, value), histograms as one row a bucket.
+      queues: what has not ended: queue to status to number.
+      running: by queue and actor what runs: queue, actor_name, started_at (the oldest), memory_peak (bytes, the highest).
+      oldest: queue to the time of its oldest job that waits and is due, where that is among the oldest 1,000 of all.
+      depths: the rows of the table ``queues``: what the brokers said last.
+      workers: status to number.
+      breakers: (service, state, mode) of every circuit breaker.
+      waiting: what jobs wait for that were put off, in words, to their number.
+    """
+
+    counters: Counters = field(default_factory=list)
+    queues: dict[str, dict[str, int]] = field(default_factory=dict)
+    running: list[Row] = field(default_factory=list)
+    oldest: dict[str, datetime] = field(default_factory=dict)
+    depths: list[Row] = field(default_factory=list)
+    workers: dict[str, int] = field(default_factory=dict)
+    breakers: list[tuple[str, str, str]] = field(default_factory=list)
+    waiting: dict[str, int] = field(default_factory=dict)
+
+
+def read_totals(store: Store) -> Totals:
+    """The fleet as it stands.  Raises StoreError."""
+    return Totals(
+        counters=queries.counters(store),
+        queues=queries.open_jobs(store),
+        running=queries.running_by_actor(store),
+        oldest=queries.oldest_pending(store),
+        depths=queries.list_queues(store),
+        workers=queries.worker_counts(store),
+        breakers=breakers.read_states(store),
+        waiting=queries.waiting_jobs(store, datetime.now(UTC)),
+    )
+
+
+def read_workers(store: Store, among: Collection[str] | None) -> list[Row]:
+    """The rows of the workers that live, by worker_id; of *among* only, None: of the whole fleet.  Raises StoreError."""
+    rows = queries.list_workers(store, status="running", limit=MOST_WORKERS)
+    return sorted((row for row in rows if among is None or row["worker_id"] in among), key=lambda row: str(row["worker_id"]))

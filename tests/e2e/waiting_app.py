@@ -1,0 +1,30 @@
+"""The fleet's app with jobs that need a shop.
+
+Environment, beside the fleet's: SHOP (a URL), SHOP_QUEUE (theirs; the fleet's own has actors that need nothing).
+"""
+
+from __future__ import annotations
+
+import os
+from urllib.request import urlopen
+
+import dramatiq
+
+from dramatiq_chaperone import breaker
+from tests.e2e.fleet_app import broker
+
+__all__ = ["broker", "order"]
+
+SHOP_QUEUE = os.environ["SHOP_QUEUE"]
+
+breaker("shop", failure_threshold=5, timeout=1.5, half_open_attempts=1, success_threshold=1)
+
+
+def buy() -> None:
+    with urlopen(os.environ["SHOP"], timeout=20) as response:
+        response.read()
+
+
+@dramatiq.actor(queue_name=SHOP_QUEUE, breaker="shop", max_retries=1000, min_backoff=50, max_backoff=100)
+def order() -> None:
+    buy()
