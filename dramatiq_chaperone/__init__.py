@@ -33,9 +33,12 @@ __all__ = [
     "on",
     # Health of running jobs.
     "health_check",
+    # Alerts.
+    "alert_rule",
 ]
 
 if TYPE_CHECKING:
+    from .alerts.rules import alert_rule
     from .breakers.errors import BreakerOpen
     from .breakers.registry import breaker, breakers
     from .events import on
@@ -51,6 +54,7 @@ _HOMES: Final = {
     "Chaperone": "middleware",
     "breaker": "breakers.registry",
     "SupervisedActor": "supervision.actors",
+    "alert_rule": "alerts.rules",
     "health_check": "health",
     "initiated_by": "supervision.sending",
     "on": "events",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from .store.losses import worker_silent
 from .store.silence import Heard, live_workers, record_overdue
 
 if TYPE_CHECKING:
+    from .alerts.dispatcher import Alerting
     from .settings import Settings
 
 T = TypeVar("T")
@@ -44,6 +46,8 @@ OVERDUE_S: Final = 30.0
 #: A command for the fleet that was claimed and not answered for so long may be claimed again; seconds.
 GIVE_BACK_S: Final = 120.0
 COMMANDS_EVERY_S: Final = 15.0
+#: At its end it waits so long for the answers to messages of alerts that are on their way, in seconds.
+ANSWERS_S: Final = 5.0
 
 
 class Monitor:
@@ -53,11 +57,14 @@ class Monitor:
 
     Parameters:
       holder: unique for this process and start.
+      alerting: takes a turn with each of its own.
       clock: monotonic seconds.
     """
 
-    def __init__(self, settings: Settings, holder: str, *, clock: Callable[[], float] = monotonic) -> None:
-        self._settings, self._holder, self._clock = settings, holder, clock
+    def __init__(
+        self, settings: Settings, holder: str, *, alerting: Alerting | None = None, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._settings, self._holder, self._alerting, self._clock = settings, holder, alerting, clock
         self._lease: Lease | None = None
         self._next_look = 0.0
         self._next_retention = 0.0
@@ -82,6 +89,9 @@ class Monitor:
     def leave(self, store: Store) -> None:
         """Give the lease up, so that another need not wait for it to run out."""
         if self._lease is not None:
+            if self._alerting is not None:
+                with contextlib.suppress(LeaseLost):
+                    self._alerting.finish(store, timeout_s=ANSWERS_S)
             self._let_go()
             leases.release(store, LEASE, self._holder)
 
@@ -104,6 +114,8 @@ class Monitor:
     def _let_go(self) -> None:
         self._lease = None
         self._silence.forget()
+        if self._alerting is not None:
+            self._alerting.let_go()
 
     def _act(self, store: Store, lease: Lease) -> None:
         now = self._clock()
@@ -113,6 +125,8 @@ class Monitor:
         if now >= self._next_commands:
             self._next_commands = now + COMMANDS_EVERY_S
             leases.under(store, lease, lambda: commands.give_back(store, after_s=GIVE_BACK_S))
+        if self._alerting is not None:
+            self._alerting.turn(store, lease)
         if now >= self._next_retention and self._retain(store, lease, now + ROUND_S):
             self._next_retention = now + RETENTION_EVERY_S
 

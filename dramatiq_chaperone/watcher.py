@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from . import host
+from .alerts.dispatcher import Alerting
 from .breakers.sharing import telling
 from .brokers.reading import READ_EVERY_S
 from .circuits import Circuit
@@ -48,9 +49,13 @@ PATIENCE_S: Final = 660.0
 
 
 class Watcher:
-    """The watcher of one master."""
+    """The watcher of one master.
 
-    def __init__(self, settings: Settings, master: BaseProcess) -> None:
+    Parameters:
+      modules: those in which users have rules and channels of alerts.
+    """
+
+    def __init__(self, settings: Settings, master: BaseProcess, *, modules: Sequence[str] = ()) -> None:
         self._master = master
         self._heartbeat_s = settings.worker_heartbeat
         self._directory = JournalDirectory(settings.journal_dir)
@@ -77,7 +82,7 @@ class Watcher:
             _Readings(self._have_queues_read),
             Crashes(self._tell_suspects, self._have_given_back),
             self._freezes,
-            Monitor(settings, own),
+            Monitor(settings, own, alerting=Alerting(settings, own, wake=self._wake, modules=modules)),
             self._exporter.reader,
         ]
         self._duties = StoreTurns(settings, duties, often=[_Circuits(self._tell_circuits)], away=self._exporter.reader.away)

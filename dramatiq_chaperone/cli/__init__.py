@@ -15,6 +15,7 @@ import click
 from dramatiq_chaperone import __version__
 from dramatiq_chaperone.errors import ChaperoneError, SettingsError
 
+from .alerts import alerts
 from .breakers import breakers
 from .completion import completion
 from .config import config
@@ -33,6 +34,7 @@ from .queues import queues
 from .stack import stack
 from .status import status
 from .stuck import stuck
+from .test_alerts import test_alerts
 from .workers import workers
 
 __all__ = ["main"]
@@ -75,7 +77,7 @@ def commands() -> None:
 
 _COMMANDS: Final = (
     *(status, monitor, jobs, job, health, stack, stuck, kill, dead_letters, events, workers, queues, breakers),
-    *(exporter, config, prune, db, demo, completion),
+    *(alerts, test_alerts, exporter, config, prune, db, demo, completion),
 )
 for _command in _COMMANDS:
     commands.add_command(_command)

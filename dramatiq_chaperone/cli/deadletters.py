@@ -20,6 +20,7 @@ from .options import (
     FAILED,
     OK,
     Moment,
+    WithDefault,
     after_hint,
     broker_option,
     format_option,
@@ -46,16 +47,6 @@ BULK: Final = 1000
 REASONS: Final = ("retries exhausted", "rejected", "poison", "unknown actor", "age", "not kept")
 
 
-class _WithDefault(click.Group):
-    """A group whose `list` need not be written."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the name of the default in front, unless a command or the help is asked for."""
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
 def _filters(command: Command) -> Command:
     """Add the options that pick dead letters."""
     for option in (
@@ -70,7 +61,7 @@ def _filters(command: Command) -> Command:
     return command
 
 
-@click.group("dead-letters", cls=_WithDefault)
+@click.group("dead-letters", cls=WithDefault)
 @store_options
 def dead_letters() -> None:
     """Look at messages that failed for good, send them again, delete them."""

@@ -36,6 +36,16 @@ EXIT_CODES: Final = {
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
+class WithDefault(click.Group):
+    """A group whose `list` need not be written."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name of the default in front, unless a command or the help is asked for."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
 def store_options(command: Command) -> Command:
     """Add --database-url and --config; on the group and on its commands, where the nearer one wins."""
     for name, metavar, text in (

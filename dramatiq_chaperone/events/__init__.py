@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .delivery import dropped_events, finish_events, handler_modules, has_subscribers, off, on, publish
+from .delivery import dropped_events, finish_events, handler_modules, has_subscribers, import_when_needed, off, on, publish
 from .kinds import (
     EVENTS,
     CircuitBreakerClosed,
@@ -50,6 +50,7 @@ from .kinds import (
     WorkerReturned,
     WorkerStarted,
     WorkerStopped,
+    from_stored,
     is_stored,
 )
 
@@ -101,6 +102,8 @@ __all__ = [
     "finish_events",
     "handler_modules",
     "has_subscribers",
+    "from_stored",
+    "import_when_needed",
     "is_stored",
     "off",
     "on",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import inspect
 import threading
 from collections import deque
@@ -14,7 +15,7 @@ from .kinds import EVENTS, Event
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 E = TypeVar("E", bound=Event)
 H = TypeVar("H", bound="Callable[[Any], Any]")
@@ -55,6 +56,7 @@ class _Events(Service):
     def run_once(self) -> None:
         while self.waiting:
             event = self.waiting.popleft()
+            self._import(_elsewhere.pop(type(event).__name__, []))
             for handler in _handlers.get(type(event), ()):
                 self._tell(handler, event)
 
@@ -70,6 +72,13 @@ class _Events(Service):
         if self._runner is not None:  # closing it would take the parent's sockets out of the poll that both share
             self._abandoned.append(self._runner)
             self._runner = None
+
+    def _import(self, modules: list[str]) -> None:
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except BaseException as e:  # noqa: BLE001 - the handlers of other modules are told
+                internal_error(f"import of {module} for its handlers", e)
 
     def _tell(self, handler: _Handler, event: Event) -> None:
         try:
@@ -92,6 +101,8 @@ class _Events(Service):
 
 
 _handlers: dict[type[Event], tuple[_Handler, ...]] = {}
+#: Events that are handled by functions of modules which this process has not imported yet, by name.
+_elsewhere: dict[str, list[str]] = {}
 _lock = threading.Lock()
 _events = _Events()
 atexit.register(_events.stop)
@@ -143,12 +154,21 @@ def off(kind: type[Event], handler: Callable[[Any], Any]) -> None:
 
 def has_subscribers(kind: type[Event]) -> bool:
     """Whether anybody in this process hears of *kind*: ask before making an event on the way of each message."""
-    return kind in _handlers
+    return kind in _handlers or kind.__name__ in _elsewhere
+
+
+def import_when_needed(modules: Mapping[str, Sequence[str]]) -> None:
+    """Have handlers that another process has: event to the modules to import when this process first publishes one.
+
+    Parameters:
+      modules: what :func:`handler_modules` gave there; a script has no module that could be imported.
+    """
+    _elsewhere.update({name: [each for each in found if each != "__main__"] for name, found in modules.items()})
 
 
 def publish(event: Event) -> None:
     """Pass *event* on to its handlers, who run later, elsewhere.  Never waits and never raises."""
-    if type(event) in _handlers:
+    if has_subscribers(type(event)):
         try:
             _events.put(event)
         except Exception as e:  # noqa: BLE001 - supervision may fail, the job must not notice

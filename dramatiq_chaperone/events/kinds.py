@@ -6,12 +6,12 @@ is milliseconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import datetime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,3 +501,26 @@ EVENTS: Final[dict[type[Event], bool]] = {
 def is_stored(kind: type[Event]) -> bool:
     """Whether events of *kind* go into the store."""
     return EVENTS.get(kind, False)
+
+
+_BY_NAME: Final = {kind.__name__: kind for kind in EVENTS}
+
+
+def from_stored(name: str, data: Mapping[str, Any]) -> Event | None:
+    """The event that was stored under *name* with *data*; None where this release has no such event, or cannot read it."""
+    kind = _BY_NAME.get(name)
+    if kind is None:
+        return None
+    given = {each.name: _restored(str(each.type), data[each.name]) for each in fields(kind) if each.name in data}
+    try:
+        return kind(**given)
+    except TypeError:
+        return None
+
+
+def _restored(type_: str, value: Any) -> Any:
+    """A value as it was before JSON had it."""
+    if isinstance(value, str) and "datetime" in type_:
+        moment = datetime.fromisoformat(value)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return tuple(value) if isinstance(value, list) and type_.startswith("tuple") else value

@@ -13,7 +13,7 @@ from ..circuits import MODES, STATES, waiting_for
 from ..service import internal_errors
 from ..store.counters import BOUNDS
 from ..store.readings import Totals
-from .names import BREAKERS, COUNTED, PROCESS, TOTALS, WORKERS, Series
+from .names import ALERTS, BREAKERS, COUNTED, PROCESS, TOTALS, WORKERS, Series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +36,7 @@ class Reading:
       is_leader: whether this process holds the lease of the totals.
       totals: of the fleet; None where another serves them.
       workers: rows of the workers that live.
+      alert_health: of the deliveries of alerts in the last hour; see :func:`.deliveries.health`.
       errors: errors of Chaperone itself, by component, since the exporter runs.
       sampler_cpu_seconds: what sampling took, likewise.
       writer_backlog_bytes: what the writer of this process has yet to write; None: it has none.
@@ -45,6 +46,7 @@ class Reading:
     is_leader: bool = False
     totals: Totals | None = None
     workers: list[Row] = field(default_factory=list)
+    alert_health: Mapping[str, Any] | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
     sampler_cpu_seconds: float = 0.0
     writer_backlog_bytes: int | None = None
@@ -110,7 +112,7 @@ def _totals(totals: Totals) -> Iterator[Metric]:
     for name, labels, value in totals.counters:
         counted[name].append((labels, value))
     gauges = _gauges(totals)
-    for series in (*TOTALS, *BREAKERS):
+    for series in (*TOTALS, *BREAKERS, *ALERTS):
         if series.type == "histogram":
             yield _histogram(series, counted)
         elif series.source == COUNTED:
@@ -145,6 +147,7 @@ def _gauges(totals: Totals) -> dict[str, Samples]:
         found["chaperone_circuit_breaker_state"].update({(service, each): float(each == state) for each in STATES})
         found["chaperone_circuit_breaker_mode"].update({(service, each): float(each == mode) for each in MODES})
     found["chaperone_jobs_waiting_for_disk"] = {(): sum(waiting.values())}
+    found["chaperone_alerts_firing"] = {(type_, severity): float(number) for type_, severity, number in totals.alerts}
     return found
 
 

@@ -1,13 +1,14 @@
 """Exporter: a small HTTP server with the metrics and the probes.
 
-========== ==========================================================================
-/metrics   the series, as text or OpenMetrics, whichever the Accept header asks for
-/livez     200 while this process turns
-/readyz    200 while the store answers and every worker is heard of and consumes
-/healthz   200 while both hold
-========== ==========================================================================
+=============== ==========================================================================
+/metrics        the series, as text or OpenMetrics, whichever the Accept header asks for
+/livez          200 while this process turns
+/readyz         200 while the store answers and every worker is heard of and consumes
+/healthz        200 while both hold
+/healthz/alerts 200 unless deliveries of alerts fail: ``healthy``, ``stats``, ``failure_rate``
+=============== ==========================================================================
 
-The probes answer 503 otherwise, and always with a JSON object: ``ok``, and ``reasons``, a list of sentences.
+The probes answer 503 otherwise, and always with a JSON object; those of workers with ``ok`` and ``reasons``, a list of sentences.
 """
 
 from __future__ import annotations
@@ -133,7 +134,17 @@ class Exporter(Service):
             return _verdict(self._unready())
         if path == "/healthz":
             return _verdict([*self._unlive(), *self._unready()])
+        if path == "/healthz/alerts":
+            return self._alerts()
         return None
+
+    def _alerts(self) -> Answer:
+        """503 where deliveries fail, or nothing can be known; none sent is unknown, and no fault."""
+        reading = self.reader.read(SCRAPE_S)
+        if not reading.is_up or reading.alert_health is None:
+            return Answer(503, "application/json", json.dumps({"healthy": None, "reasons": ["the store does not answer"]}).encode())
+        status = 503 if reading.alert_health["healthy"] is False else 200
+        return Answer(status, "application/json", json.dumps(reading.alert_health).encode())
 
     def _unlive(self) -> list[str]:
         still_s = time.monotonic() - self._turned_at()

@@ -133,6 +133,22 @@ BREAKERS: Final = (
 
 _HOST: Final = ("host",)
 
+#: Of alerts; served with the totals.
+ALERTS: Final = (
+    Series("chaperone_alerts_firing", "gauge", "alerts", ("type", "severity"), "Alerts that fire.", "alerts on record"),
+    Series("chaperone_alerts_opened_total", "counter", "alerts", ("type", "severity"), "Alerts that were raised.", COUNTED),
+    Series("chaperone_alert_deliveries_total", "counter", "attempts", ("channel", "result"), "Attempts at delivering messages.", COUNTED),
+    Series(
+        "chaperone_alerts_suppressed_total",
+        "counter",
+        "alerts",
+        ("reason",),
+        "Alerts that nobody was told of: silenced, inhibited, resolved in time, limited, or held back in a flood.",
+        COUNTED,
+    ),
+    Series("chaperone_alert_delivery_duration_seconds", "histogram", "seconds", ("channel",), "How long attempts took.", COUNTED),
+)
+
 #: Of the workers that live.
 WORKERS: Final = (
     Series("chaperone_worker_processes", "gauge", "processes", _HOST, "Worker processes that live.", _WORKERS),
@@ -170,4 +186,4 @@ PROCESS: Final = (
     Series("chaperone_exporter_leader", "gauge", "0 or 1", (), "Whether this process serves the totals of the fleet.", _PROCESS),
 )
 
-SERIES: Final = (*TOTALS, *BREAKERS, *WORKERS, *PROCESS)
+SERIES: Final = (*TOTALS, *BREAKERS, *ALERTS, *WORKERS, *PROCESS)

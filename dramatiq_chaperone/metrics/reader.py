@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ..store.readings import read_totals, read_workers
+from ..store.readings import read_alert_health, read_totals, read_workers
 from .collector import Growth, Reading, own_errors
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Reader:
             is_up=True,
             totals=read_totals(store) if self._leadership.leads else None,
             workers=workers,
+            alert_health=read_alert_health(store),
             errors=dict(self._errors.total),
             sampler_cpu_seconds=self._sampling.total[""],
         )

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import weakref
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .. import host
 from ..breakers.sharing import shared
 from ..errors import JournalError
-from ..events import finish_events
+from ..events import finish_events, handler_modules, import_when_needed
 from ..service import internal_error, unforkable
 from ..settings import Settings
 from ..supervision.recorder import Recorder, Sink
@@ -187,7 +188,17 @@ class Runtime:
             pid, _, started_at = old.stem.partition("-")
             if pid.isdigit() and not host.is_alive(int(pid), float(started_at)):
                 old.unlink(missing_ok=True)
-        settings.to_file(path)
+        settings.to_file(path, handlers=handler_modules(), alerts=_alert_modules())
+
+
+def _alert_modules() -> list[str]:
+    """The modules in which rules and channels of alerts were registered in this process."""
+    if f"{__package__.rpartition('.')[0]}.alerts" not in sys.modules:
+        return []
+    from ..alerts.channels import channel_modules
+    from ..alerts.rules import rule_modules
+
+    return sorted({*channel_modules(), *rule_modules()})
 
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
@@ -236,11 +247,13 @@ def watch() -> int:
         logger.error("The watcher has no master process; it runs as a fork of the dramatiq command only.")
         return 1
     try:
-        settings = Settings.from_file(_announcement(master.pid))
+        path = _announcement(master.pid)
+        settings, more = Settings.from_file(path), Settings.more_of(path)
     except (OSError, ValueError) as error:
         internal_error("watcher", error)
         return 1
-    return Watcher(settings, master).run()
+    import_when_needed(more.get("handlers", {}))
+    return Watcher(settings, master, modules=more.get("alerts", ())).run()
 
 
 def isolate(boot: dict[str, Any]) -> None:

@@ -213,6 +213,7 @@ class WorkerProcess(Process):
             what = "is gone" if self._had_writer else "has not come"
             logger.warning("The watcher %s: the worker %s writes to the store itself.", what, self.journal.origin.worker_id)
         with unforkable:
+            from ..alerts.dispatcher import Alerting
             from ..control.courier import Courier
             from ..control.crashes import Crashes
             from ..monitor import Monitor
@@ -220,15 +221,19 @@ class WorkerProcess(Process):
 
         own = self.journal.origin.worker_id
         crashes = Crashes(self._suspected, self._give_back)
-        self._duties = StoreTurns(self.settings, [Courier(lambda: [own], self.commands.carry_out), crashes, Monitor(self.settings, own)])
+        monitor = Monitor(self.settings, own, alerting=Alerting(self.settings, own, wake=self._wake_duties))
+        self._duties = StoreTurns(self.settings, [Courier(lambda: [own], self.commands.carry_out), crashes, monitor])
         self._duties.start()
         if self.queues is not None:
             self.queues.read_on()
         return super().start_writing()
 
-    def _buried(self) -> None:
+    def _wake_duties(self) -> None:
         if self._duties is not None:
-            self._duties.wake()  # its messages have to go back
+            self._duties.wake()
+
+    def _buried(self) -> None:
+        self._wake_duties()  # its messages have to go back
 
     def _suspected(self, job_ids: list[str]) -> None:
         self.gate.suspicion.tell(frozenset(map(code_of, job_ids)))

@@ -16,18 +16,33 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dramatiq_chaperone.errors import SettingsError
 
+from .alerting import LABELS, PRESETS, SEVERITIES, THRESHOLDS, checked_matcher
+from .masks import mask_url
 from .services import BREAKER_OPTIONS, checked_option
 from .sources import default_state_dir, from_arguments, from_config, from_environment, read_config
-from .values import DEFAULT, NAMED_TABLES, bound, checked, mask_url, shown, thawed
+from .values import DEFAULT, NAMED_TABLES, bound, checked, shown, thawed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["BREAKER_OPTIONS", "SettingRow", "Settings", "bound", "checked_option", "default_state_dir", "mask_url"]
+__all__ = [
+    "BREAKER_OPTIONS",
+    "LABELS",
+    "PRESETS",
+    "SEVERITIES",
+    "SettingRow",
+    "Settings",
+    "THRESHOLDS",
+    "bound",
+    "checked_matcher",
+    "checked_option",
+    "default_state_dir",
+    "mask_url",
+]
 
 #: The tables whose names cannot be set one by one.
 _OTHER_TABLES: Final = (
-    *("workers", "queues", "commands", "events", "alerts", "alert_deliveries", "silences"),
+    *("workers", "queues", "commands", "events", "alerts", "alert_groups", "alert_deliveries", "silences"),
     *("counters", "rollups", "hours", "open_runs", "flushes", "leases", "audit_log"),
     *("suspects", "returns"),
 )
@@ -79,7 +94,7 @@ def _breaker(default: object, help_: str, **facts: object) -> Any:
 
 
 def _alert(default: object, help_: str, **facts: object) -> Any:
-    return _setting("Alerts and metrics", default, help_, **{"in_use": False, **facts})
+    return _setting("Alerts and metrics", default, help_, **facts)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -175,24 +190,36 @@ class Settings:
         {}, "Options of single services, by their names: `[breakers.payments]`; see breakers.md.", variable=False, file=True
     )
 
-    exporter_host: str = _alert("127.0.0.1", "Address on which the metrics are served.", in_use=True)
-    exporter_port: int = _alert(9292, "Port of the metrics; 0: none.", low=0, high=65_535, in_use=True)
+    exporter_host: str = _alert("127.0.0.1", "Address on which the metrics are served.")
+    exporter_port: int = _alert(9292, "Port of the metrics; 0: none.", low=0, high=65_535)
     dashboard_url: str | None = _alert(None, "Where the dashboard is reached, for the links in alerts.")
-    alerting_enabled: bool = _alert(True, "Send alerts.")
-    alert_urls: tuple[str, ...] = _alert((), "Where alerts go: Apprise URLs.", secret=True)
-    alert_channels: tuple[str, ...] = _alert((), "Names of the channels that alerts use; none: all.")
-    alert_recipients: tuple[str, ...] = _alert((), "E-mail addresses that alerts go to.")
-    alert_error_rate: float = _alert(10.0, "Alert when more of the runs fail.", unit="percent", low=0, high=100)
-    alert_response_time: float = _alert(300.0, "Alert when runs take longer on average.", unit="seconds", low=0)
-    alert_queue_length: int = _alert(1000, "Alert when more messages wait in a queue.", low=0)
-    alert_group_wait: float = _alert(30.0, "How long the first alert of a group waits for others.", unit="seconds", low=0, high=86_400)
+    alerting_enabled: bool = _alert(True, "Raise and send alerts.")
+    alert_urls: tuple[str, ...] = _alert((), "Where alerts go: Apprise URLs; see alerting.md.", secret=True)
+    alert_channels: tuple[str, ...] = _alert((), "Names of the channels that alerts go to; none: all.")
+    alert_recipients: tuple[str, ...] = _alert((), "E-mail addresses that alerts go to, through `mail_host`.")
+    alert_error_rate: float = _alert(10.0, "Alert when more of the runs fail; 0: never.", unit="percent", low=0, high=100)
+    alert_response_time: float = _alert(300.0, "Alert when runs take longer on average; 0: never.", unit="seconds", low=0)
+    alert_queue_length: int = _alert(1000, "Alert when more messages wait in a queue; 0: never.", low=0)
+    alert_group_wait: float = _alert(
+        30.0, "How long the first alert of a group waits for others; one that is critical does not.", unit="seconds", low=0, high=86_400
+    )
     alert_group_interval: float = _alert(300.0, "Shortest time between two messages of a group.", unit="seconds", low=0, high=604_800)
     alert_repeat_interval: float = _alert(14_400.0, "When an alert that still fires is sent again.", unit="seconds", low=0, high=31_536_000)
     slack_webhook_url: str | None = _alert(None, "A Slack webhook that alerts go to.", secret=True)
     discord_webhook_url: str | None = _alert(None, "A Discord webhook that alerts go to.", secret=True)
     pagerduty_routing_key: str | None = _alert(None, "A PagerDuty integration that alerts go to.", secret=True)
     opsgenie_api_key: str | None = _alert(None, "An Opsgenie integration that alerts go to.", secret=True)
+    mail_host: str | None = _alert(None, "The SMTP server for `alert_recipients`.")
+    mail_port: int = _alert(587, "Its port.", low=1, high=65_535)
+    mail_encryption: str = _alert("tls", "How it is spoken to: tls is STARTTLS, ssl from the first byte.", choices=("tls", "ssl", "none"))
+    mail_username: str | None = _alert(None, "Its user.")
+    mail_password: str | None = _alert(None, "The user's password.", secret=True)
+    mail_from_address: str | None = _alert(None, "Who sends; else `alerts@` and the name of the server.")
+    mail_from_name: str = _alert("Chaperone Alerts", "The name of who sends.")
     critical_jobs: tuple[str, ...] = _alert((), "Patterns of the actors whose alerts are critical.")
+    alerts: Mapping[str, Any] = _alert(
+        {}, "Channels, routes, thresholds and the rest: `[alerts]`; see alerting.md.", variable=False, file=True, secret=True
+    )
 
     #: Where each value came from, by name: 'default', 'environment CHAPERONE_X', 'argument x', 'chaperone.toml x'.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
@@ -224,14 +251,24 @@ class Settings:
         values = {name: thawed(_FIELDS[name].type, value) for name, value in data["values"].items()}
         return cls(**values, origins=data["origins"])
 
-    def to_file(self, path: Path) -> None:
-        """Write all settings, secrets too, into *path*, which only this user can read.  For a process that cannot see the arguments."""
+    @staticmethod
+    def more_of(path: Path) -> dict[str, Any]:
+        """What :meth:`to_file` was given beside the settings.  Raises OSError or ValueError."""
+        more: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("more", {})
+        return more
+
+    def to_file(self, path: Path, **more: Any) -> None:
+        """Write all settings, secrets too, into *path*, which only this user can read.  For a process that cannot see the arguments.
+
+        Parameters:
+          more: what else it has to know, as JSON has it.
+        """
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         values = {name: getattr(self, name) for name in _FIELDS if name != "redactor"}
         new = path.with_name(f"{path.name}.{os.getpid()}.new")
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"values": values, "origins": dict(self.origins)}, file, default=str)
+            json.dump({"values": values, "origins": dict(self.origins), "more": more}, file, default=str)
         new.replace(path)
 
     def is_set(self, name: str) -> bool:

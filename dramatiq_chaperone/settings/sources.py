@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dramatiq_chaperone.errors import SettingsError
 
-from .values import MASK, Found, checked, expanded
+from .masks import MASK
+from .values import Found, checked, expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dramatiq_chaperone")
 
 PREFIX: Final = "CHAPERONE_"
-#: The setting that is a table of tables, by the names of services.
-SERVICES: Final = "breakers"
+#: The settings that are tables: circuit breakers by the names of services, and all about alerts.
+TABLES: Final = frozenset({"breakers", "alerts"})
 
 #: Names of the PHP original that mean nothing here: accepted, and explained once in the log.
 NOT_CARRIED_OVER: Final = {
@@ -34,14 +35,19 @@ NOT_CARRIED_OVER: Final = {
     "horizon_enabled": "there is no Horizon for Dramatiq; workers are recorded by themselves",
     "log_channel": "Chaperone logs with Python's logging, to the logger 'dramatiq_chaperone'",
     "queue_connection": "the connection is that of your Dramatiq broker",
-    "mail_mailer": "e-mail goes out through a mailto:// address in alert_urls",
-    "mail_from_address": "e-mail goes out through a mailto:// address in alert_urls",
-    "mail_from_name": "e-mail goes out through a mailto:// address in alert_urls",
+    "mail_mailer": "e-mail goes out by SMTP: set mail_host, or put a mailto:// address into alert_urls",
 }
 #: Read too, after the names of ours.
 _OLD_VARIABLES: Final = {
     "retention_completed": "WATCHTOWER_RETENTION_COMPLETED",
     "retention_failed": "WATCHTOWER_RETENTION_FAILED",
+    "mail_host": "MAIL_HOST",
+    "mail_port": "MAIL_PORT",
+    "mail_encryption": "MAIL_ENCRYPTION",
+    "mail_username": "MAIL_USERNAME",
+    "mail_password": "MAIL_PASSWORD",
+    "mail_from_address": "MAIL_FROM_ADDRESS",
+    "mail_from_name": "MAIL_FROM_NAME",
 }
 _explained: set[str] = set()
 
@@ -98,7 +104,7 @@ def read_config(spec: Field[Any], config: Found | None) -> tuple[Path | None, di
 
 def from_config(fields: Fields, path: Path | None, table: Mapping[str, Any]) -> dict[str, Found]:
     """`[circuit_breaker] timeout` is the setting `circuit_breaker_timeout`."""
-    known = {name for name, each in fields.items() if each.metadata.get("variable", True) and name != "config"} | {SERVICES}
+    known = {name for name, each in fields.items() if each.metadata.get("variable", True) and name != "config"} | TABLES
     file = path.name if path else ""
     found: dict[str, Found] = {}
     for key, value in _flat(table):
@@ -113,7 +119,7 @@ def from_config(fields: Fields, path: Path | None, table: Mapping[str, Any]) -> 
 def _flat(table: Mapping[str, Any], above: str = "") -> list[tuple[str, object]]:
     pairs: list[tuple[str, object]] = []
     for key, value in table.items():
-        is_table = isinstance(value, dict) and (above or key != SERVICES)
+        is_table = isinstance(value, dict) and (above or key not in TABLES)
         pairs += _flat(value, f"{above}{key}.") if is_table else [(above + key, value)]
     return pairs
 

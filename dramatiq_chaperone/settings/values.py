@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from dramatiq_chaperone.errors import SettingsError
 
+from .alerting import checked_alerts, said
+from .masks import MASK, mask_url
 from .services import checked_services
 
 if TYPE_CHECKING:
     from dataclasses import Field
 
-MASK: Final = "***"
 #: The origin of what nobody set.
 DEFAULT: Final = "default"
 
@@ -59,6 +60,8 @@ def checked(spec: Field[Any], found: Found) -> Any:
 def _typed(kind: str, found: Found) -> Any:
     """Raises TypeError, ValueError or OverflowError."""
     value = found.value
+    if kind == "Mapping[str, Any]":
+        return checked_alerts(value, found.origin)
     if kind.startswith("Mapping"):
         return checked_services(value, found.origin)
     if kind.startswith("Callable"):
@@ -118,6 +121,7 @@ _KINDS: Final = {
     "Path": "a path",
     "Callable[[str, Any], Any]": "callable",
     "Mapping[str, Mapping[str, Any]]": "a table for each service",
+    "Mapping[str, Any]": "a table",
 }
 
 
@@ -172,17 +176,11 @@ def expanded(path: str) -> Path:
         raise SettingsError(message, field="state_dir", value=path, origin=DEFAULT) from None
 
 
-def mask_url(url: str) -> str:
-    """*url* without its password, also where that stands in the query, or holds characters that it must not."""
-    url, found = re.subn(r"(?<=://)([^/?#@:]*):[^/?#]*@", rf"\1:{MASK}@", url)
-    if not found:
-        url = re.sub(r"(?<=://)([^/?#@:]*):.*@", rf"\1:{MASK}@", url)
-    return re.sub(r"([?&][^=&#]*(?:pass|secret|token|key)[^=&#]*=)[^&#]*", rf"\1{MASK}", url, flags=re.IGNORECASE)
-
-
 def shown(spec: Field[Any], value: object) -> str:
     """*value* as text for people, masked where it is secret."""
     secret = spec.metadata.get("secret")
+    if spec.name == "alerts" and isinstance(value, dict):
+        return said(value)
     if secret and value:
         return mask_url(str(value)) if secret == "url" else MASK  # noqa: S105 - how it is masked
     if isinstance(value, tuple):

@@ -174,7 +174,7 @@ class _Flush:
     def _events(self, batch: Batch) -> None:
         text = "SELECT job_id, run_id, other_run_id FROM {supervised_jobs} WHERE twice_by = ?"
         twice = [self._ran_twice(batch, *row) for row in self._store.rows(text, (self._flush,))]
-        self._put("events", EVENT, [*batch.events, *twice], self._insert("events", EVENT))
+        self._put("events", EVENT, [[*event, 1] for event in (*batch.events, *twice)], self._insert("events", EVENT))
 
     def _ran_twice(self, batch: Batch, job_id: str, run_id: str, put_aside: str | None) -> list[Any]:
         """The event of two runs of a message.  The other one is what this slice tells of; or it was put aside; or it has failed."""

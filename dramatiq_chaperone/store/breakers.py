@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import circuits
 from ..circuits import Altered, Calls, Circuit, Operation, Step
-from . import counters, statements
-from .columns import EVENT
-from .rows import counter_upsert, put
+from . import counters
+from .rows import counter_upsert, put, put_events
 from .times import stored_time, unix_time
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ def _tell(store: Store, service: str, step: Step, now: float) -> None:
         data = json.dumps(dataclasses.asdict(event), default=str, separators=(",", ":"))
         rows.append([now, type(event).__name__, None, None, service, data])
     if rows:
-        put(store, EVENT, rows, statements.insert(store.kind, "events", EVENT, store.key_type))
+        put_events(store, rows)
     if step.entered:
         _count(store, {(TRANSITIONS, (("service", service), ("state", state))): 1 for state in step.entered})
 
@@ -199,3 +198,9 @@ def read_states(store: Store) -> list[tuple[str, str, str]]:
     """(service, state, mode) of every circuit."""
     rows = store.rows("SELECT service, state, mode FROM {circuit_breakers} ORDER BY service")
     return [(str(service), str(state), str(mode)) for service, state, mode in rows]
+
+
+def open_since(store: Store, now: float) -> dict[str, float]:
+    """Service to the seconds that its breaker is open, by its own judgement."""
+    text = "SELECT service, opened_at FROM {circuit_breakers} WHERE state <> 'closed' AND mode = 'auto' AND opened_at IS NOT NULL"
+    return {service: max(0.0, now - (unix_time(at) or now)) for service, at in store.rows(text)}

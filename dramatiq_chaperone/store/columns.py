@@ -215,6 +215,8 @@ EVENT: Final[tuple[tuple[str, str], ...]] = (
     ("worker_id", "key"),
     ("service", "name"),
     ("data", "json"),
+    # 1 until the rules of alerts have seen it.
+    ("to_judge", "int"),
 )
 
 QUEUE: Final[tuple[tuple[str, str], ...]] = (

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..diagnosis import gone
-from . import counters, crashes, evidence, statements
-from .columns import EVENT, STATUS_LEVEL
-from .rows import put, write_statistics, write_worker
+from . import counters, crashes, evidence
+from .columns import STATUS_LEVEL
+from .rows import put, put_events, write_statistics, write_worker
 from .suspects import suspects
 from .times import stored_time, unix_time
 
@@ -244,7 +244,7 @@ class _Loss:
         write_statistics(self._store, statistics, counters.increments(statistics), peaks, self._put)
 
     def _events(self, rows: list[list[Any]]) -> None:
-        put(self._store, EVENT, rows, statements.insert(self._store.kind, "events", EVENT, self._store.key_type))
+        put_events(self._store, rows)
 
     def _error(self, run: _Run, context: dict[str, Any]) -> None:
         store = self._store

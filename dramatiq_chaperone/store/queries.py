@@ -27,7 +27,9 @@ Row = dict[str, Any]
 
 LIVE: Final = ("pending", "running", "stalled", "lost")
 FINAL: Final = ("completed", "failed", "cancelled", "skipped")
-JSON_COLUMNS: Final = frozenset({"gauges", "payload", "metadata", "limits", "context", "data", "labels", "arguments"})
+JSON_COLUMNS: Final = frozenset(
+    {"evidence", "matcher", "alerts", "gauges", "payload", "metadata", "limits", "context", "data", "labels", "arguments"}
+)
 FLAGS: Final = frozenset({"payload_complete", "paused"})
 #: Bookkeeping of the writer.
 HIDDEN: Final = frozenset(
@@ -43,6 +45,7 @@ HIDDEN: Final = frozenset(
         "other_run_retries",
         "other_by",
         "decided",
+        "to_judge",
     }
 )
 #: Rows of one kind that the detail of a job brings.
@@ -67,7 +70,8 @@ def _value(name: str, value: Any) -> Any:
     return value
 
 
-def _select(store: Store, text: str, values: Sequence[Any] = ()) -> list[Row]:
+def select(store: Store, text: str, values: Sequence[Any] = ()) -> list[Row]:
+    """Run a query; rows as they are described above."""
     with store.translated():
         cursor = store.execute(text, values)
         names = [column[0] for column in cursor.description]
@@ -156,7 +160,7 @@ def list_jobs(
     if after is not None:
         picked.where(*_older(store, after))
     text = f"SELECT * FROM {{supervised_jobs}}{picked.clause} ORDER BY created_at DESC, id DESC LIMIT {int(limit) + 1}"
-    return _page(_select(store, text, picked.values), limit)
+    return _page(select(store, text, picked.values), limit)
 
 
 def _older(store: Store, after: str, order: str = "created_at") -> tuple[Any, ...]:
@@ -207,7 +211,7 @@ def ids_like(store: Store, beginning: str, *, limit: int = 10) -> list[str]:
 
 def job_row(store: Store, job_id: str) -> Row | None:
     """A job alone; None if it is not known."""
-    found = _select(store, "SELECT * FROM {supervised_jobs} WHERE job_id = ?", (job_id,))
+    found = select(store, "SELECT * FROM {supervised_jobs} WHERE job_id = ?", (job_id,))
     return found[0] if found else None
 
 
@@ -229,9 +233,9 @@ def job_detail(store: Store, job_id: str) -> Row | None:
         ("dead_letters", "dead_letter_jobs"),
     ):
         text = f"SELECT * FROM {{{table}}} WHERE supervised_job_id = ? ORDER BY created_at DESC, id DESC LIMIT {DETAIL_ROWS}"
-        job[name] = _select(store, text, (job["id"],))[::-1]
+        job[name] = select(store, text, (job["id"],))[::-1]
     text = f"SELECT * FROM {{events}} WHERE job_id = ? ORDER BY created_at DESC, id DESC LIMIT {DETAIL_ROWS}"
-    job["events"] = _select(store, text, (job_id,))[::-1]
+    job["events"] = select(store, text, (job_id,))[::-1]
     text = "SELECT paused_for FROM {queues} WHERE queue = ? AND paused_for IS NOT NULL ORDER BY read_at DESC LIMIT 1"
     job["queue_paused_for"] = next((reason for (reason,) in store.rows(text, (job["queue"],))), None)
     text = f"SELECT job_id FROM {{supervised_jobs}} WHERE parent_job_id = ? ORDER BY job_id LIMIT {DETAIL_ROWS}"
@@ -260,7 +264,7 @@ def waiting_jobs(store: Store, now: datetime) -> dict[str, int]:
 def list_workers(store: Store, *, status: str | None = None, limit: int = 1000) -> list[Row]:
     """Workers, those heard of last first."""
     where, values = ("WHERE status = ? ", (status,)) if status else ("", ())
-    return _select(store, f"SELECT * FROM {{workers}} {where}ORDER BY updated_at DESC LIMIT {int(limit)}", values)
+    return select(store, f"SELECT * FROM {{workers}} {where}ORDER BY updated_at DESC LIMIT {int(limit)}", values)
 
 
 def worker_page(store: Store, *, statuses: Sequence[str] = (), limit: int = 50, after: str | None = None) -> tuple[list[Row], str | None]:
@@ -275,18 +279,18 @@ def worker_page(store: Store, *, statuses: Sequence[str] = (), limit: int = 50, 
     if after is not None:
         picked.where(*_older(store, after))
     text = f"SELECT * FROM {{workers}}{picked.clause} ORDER BY created_at DESC, id DESC LIMIT {int(limit) + 1}"
-    return _page(_select(store, text, picked.values), limit)
+    return _page(select(store, text, picked.values), limit)
 
 
 def worker_of(store: Store, worker_id: str) -> Row | None:
     """A worker; None if it is not known."""
-    found = _select(store, "SELECT * FROM {workers} WHERE worker_id = ?", (worker_id,))
+    found = select(store, "SELECT * FROM {workers} WHERE worker_id = ?", (worker_id,))
     return found[0] if found else None
 
 
 def list_dead_letters(store: Store, *, limit: int = 50) -> list[Row]:
     """Dead letters, newest first."""
-    return _select(store, f"SELECT * FROM {{dead_letter_jobs}} ORDER BY failed_at DESC LIMIT {int(limit)}")
+    return select(store, f"SELECT * FROM {{dead_letter_jobs}} ORDER BY failed_at DESC LIMIT {int(limit)}")
 
 
 def dead_letter_page(store: Store, picked: Picked, *, limit: int = 50, after: str | None = None) -> tuple[list[Row], str | None]:
@@ -303,7 +307,7 @@ def dead_letter_page(store: Store, picked: Picked, *, limit: int = 50, after: st
     if after is not None:
         where.where(*_older(store, after, "failed_at"))
     text = f"SELECT * FROM {{dead_letter_jobs}}{where.clause} ORDER BY failed_at DESC, id DESC LIMIT {int(limit) + 1}"
-    return _page(_select(store, text, where.values), limit, "failed_at")
+    return _page(select(store, text, where.values), limit, "failed_at")
 
 
 def dead_letters_to_retry(store: Store, picked: Picked, *, limit: int) -> list[Row]:
@@ -311,7 +315,7 @@ def dead_letters_to_retry(store: Store, picked: Picked, *, limit: int) -> list[R
     conditions, values = picked.conditions(store)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     text = f"SELECT id, job_id, actor_name, queue FROM {{dead_letter_jobs}}{where} ORDER BY failed_at, id LIMIT {int(limit)}"
-    return _select(store, text, values)
+    return select(store, text, values)
 
 
 def dead_letters_like(store: Store, beginning: str, *, limit: int = 10) -> list[Row]:
@@ -323,7 +327,7 @@ def dead_letters_like(store: Store, beginning: str, *, limit: int = 10) -> list[
         "SELECT d.*, j.status AS retried_status FROM {dead_letter_jobs} d LEFT JOIN {supervised_jobs} j ON j.job_id = d.retried_as "
         "WHERE d.job_id >= ? AND d.job_id < ? ORDER BY d.job_id, d.failed_at DESC, d.id DESC LIMIT ?"
     )
-    found = _select(store, text, (beginning, beginning + _LAST, limit))
+    found = select(store, text, (beginning, beginning + _LAST, limit))
     return [row for row in found if row["job_id"] == beginning] or found
 
 
@@ -349,7 +353,7 @@ def worker_end(store: Store, worker_id: str) -> Row | None:
         "SELECT name, created_at, data FROM {events} WHERE worker_id = ? AND name IN ('WorkerCrashed', 'WorkerLost') "
         "ORDER BY created_at DESC, id DESC LIMIT 1"
     )
-    found = _select(store, text, (worker_id,))
+    found = select(store, text, (worker_id,))
     return {**(found[0]["data"] or {}), "name": found[0]["name"], "at": found[0]["created_at"]} if found else None
 
 
@@ -366,19 +370,19 @@ def lost_runs(store: Store, worker_id: str) -> list[Row]:
         "SELECT e.*, j.job_id, j.actor_name FROM {supervised_job_errors} e JOIN {supervised_jobs} j ON j.id = e.supervised_job_id "
         f"WHERE e.worker_id = ? AND e.outcome = 'lost' ORDER BY j.job_id LIMIT {DETAIL_ROWS}"
     )
-    return sorted(_select(store, text, (worker_id,)), key=lambda row: ((row["context"] or {}).get("suspicion") or {}).get("place", 0))
+    return sorted(select(store, text, (worker_id,)), key=lambda row: ((row["context"] or {}).get("suspicion") or {}).get("place", 0))
 
 
 def list_events(store: Store, *, since: datetime | None = None, limit: int = 100) -> list[Row]:
     """Stored events, newest first."""
     where, values = ("WHERE created_at >= ? ", (_moment(store, since),)) if since else ("", ())
-    return _select(store, f"SELECT * FROM {{events}} {where}ORDER BY created_at DESC LIMIT {int(limit)}", values)
+    return select(store, f"SELECT * FROM {{events}} {where}ORDER BY created_at DESC LIMIT {int(limit)}", values)
 
 
 def service_events(store: Store, service: str, *, limit: int = 100) -> list[Row]:
     """Stored events about a service, newest first."""
     text = f"SELECT * FROM {{events}} WHERE service = ? ORDER BY created_at DESC, id DESC LIMIT {int(limit)}"
-    return _select(store, text, (service,))
+    return select(store, text, (service,))
 
 
 def event_page(
@@ -410,12 +414,12 @@ def event_page(
         picked.where(*_older(store, after))
     newest = f"FROM {{events}}{picked.clause} ORDER BY created_at DESC, id DESC"
     if name is None:
-        return _page(_select(store, f"SELECT * {newest} LIMIT {int(limit) + 1}", picked.values), limit)
+        return _page(select(store, f"SELECT * {newest} LIMIT {int(limit) + 1}", picked.values), limit)
     searched = f"SELECT * {newest} LIMIT {EVENTS_SEARCHED}"
     text = f"SELECT * FROM ({searched}) AS e WHERE name = ? ORDER BY created_at DESC, id DESC LIMIT {int(limit) + 1}"
-    found, following = _page(_select(store, text, [*picked.values, name]), limit)
+    found, following = _page(select(store, text, [*picked.values, name]), limit)
     if following is None:
-        last = _select(store, f"SELECT id, created_at {newest} LIMIT 1 OFFSET {EVENTS_SEARCHED - 1}", picked.values)
+        last = select(store, f"SELECT id, created_at {newest} LIMIT 1 OFFSET {EVENTS_SEARCHED - 1}", picked.values)
         following = _encode(last[0]) if last else None
     return found, following
 
@@ -431,7 +435,7 @@ def list_violations(store: Store, *, since: datetime, limit: int = 50) -> tuple[
         f"WHERE v.created_at >= ? ORDER BY v.created_at DESC, v.id DESC LIMIT {int(limit)}"
     )
     total = store.rows("SELECT COUNT(*) FROM {resource_violations} WHERE created_at >= ?", values)[0][0]
-    return _select(store, text, values), int(total)
+    return select(store, text, values), int(total)
 
 
 #: How a running job is, but for those of which nothing was heard; as the scopes of the models.
@@ -478,7 +482,7 @@ def running_health(store: Store, *, now: datetime, among: Sequence[str] = (), li
     unseen = _Unseen(store, now)
     picked = f" AND {unseen.health} IN ({_marks(among)})" if among else ""
     text = f"{_seen(unseen)} WHERE j.status IN ('running', 'stalled'){picked} ORDER BY j.created_at DESC, j.id DESC LIMIT {int(limit)}"
-    rows = _select(store, text, (*unseen.values, *(unseen.values if among else ()), *among))
+    rows = select(store, text, (*unseen.values, *(unseen.values if among else ()), *among))
     checks = {str(each["supervised_job_id"]): each for each in _last_checks(store, [row["id"] for row in rows])}
     for row in rows:
         check = checks.get(str(row["id"]))
@@ -502,7 +506,7 @@ def _add_heard(row: Row) -> None:
 def heard_of(store: Store, job_id: str, *, now: datetime) -> Row:
     """``is_unseen`` and ``heard_at`` of a job, as in :func:`running_health`; nothing if it is not known."""
     unseen = _Unseen(store, now)
-    found = _select(store, f"{_seen(unseen)} WHERE j.job_id = ?", (*unseen.values, job_id))
+    found = select(store, f"{_seen(unseen)} WHERE j.job_id = ?", (*unseen.values, job_id))
     for row in found:
         _add_heard(row)
     return {name: found[0][name] for name in ("is_unseen", "heard_at")} if found else {}
@@ -514,7 +518,7 @@ def _last_checks(store: Store, jobs: Sequence[Any]) -> list[Row]:
     last = "SELECT l.id FROM {job_health_checks} l WHERE l.supervised_job_id = c.supervised_job_id "
     last += "ORDER BY l.created_at DESC, l.id DESC LIMIT 1"
     text = f"SELECT c.* FROM {{job_health_checks}} c WHERE c.supervised_job_id IN ({_marks(jobs)}) AND c.id = ({last})"
-    return _select(store, text, jobs)
+    return select(store, text, jobs)
 
 
 def health_counts(store: Store, *, now: datetime) -> dict[str, int]:
@@ -526,7 +530,7 @@ def health_counts(store: Store, *, now: datetime) -> dict[str, int]:
 
 def list_breakers(store: Store, *, limit: int = 1000) -> list[Row]:
     """Circuit breakers, by the name of their service."""
-    rows = _select(store, f"SELECT * FROM {{circuit_breakers}} ORDER BY service LIMIT {int(limit)}")
+    rows = select(store, f"SELECT * FROM {{circuit_breakers}} ORDER BY service LIMIT {int(limit)}")
     for row in rows:
         row.pop("details", None)  # the machine's own notes; what people want of them is in the columns
     return rows
@@ -547,7 +551,7 @@ def actor_summary(store: Store, *, since: datetime) -> list[Row]:
     seconds = ("duration_seconds", "wait_seconds", "cpu_seconds")
     picked = ", ".join(f"SUM({name}) AS {name}" for name in (*sums, *seconds, *(f"bucket_{n:02}" for n in range(len(BOUNDS)))))
     text = f"SELECT queue, actor_name, {picked} FROM {{rollups}} WHERE minute_at >= ? GROUP BY queue, actor_name ORDER BY queue, actor_name"
-    rows = _select(store, text, (_moment(store, since.replace(second=0, microsecond=0)),))
+    rows = select(store, text, (_moment(store, since.replace(second=0, microsecond=0)),))
     for row in rows:
         row.update({name: int(row[name]) for name in sums})
         row["buckets"] = {bound: int(row.pop(f"bucket_{n:02}")) for n, bound in enumerate(BOUNDS)}
@@ -562,7 +566,7 @@ def rollup_minutes(store: Store, *, since: datetime) -> list[Row]:
     text = f"SELECT minute_at, {picked} FROM {{rollups}} WHERE minute_at >= ? GROUP BY minute_at ORDER BY minute_at"
     return [
         {name: value if name == "minute_at" else int(value) for name, value in row.items()}
-        for row in _select(store, text, (_moment(store, since),))
+        for row in select(store, text, (_moment(store, since),))
     ]
 
 
@@ -571,7 +575,7 @@ def list_queues(store: Store) -> list[Row]:
     picked = ", ".join(
         store.quote(name) for name in ("queue", "broker", "ready", "delayed", "dead", "oldest_at", "paused", "paused_for", "read_at")
     )
-    return _select(store, f"SELECT {picked} FROM {{queues}} ORDER BY queue, broker")
+    return select(store, f"SELECT {picked} FROM {{queues}} ORDER BY queue, broker")
 
 
 def queue_rates(store: Store, *, since: datetime) -> dict[str, dict[str, int]]:
@@ -594,7 +598,7 @@ def queue_rates(store: Store, *, since: datetime) -> dict[str, dict[str, int]]:
 def counters(store: Store, *, name: str | None = None) -> list[tuple[str, dict[str, str], float]]:
     """Every counter as (name, labels, value); one row a bucket, each observation in one bucket only."""
     where, values = (" WHERE name = ?", (name,)) if name else ("", ())
-    rows = _select(store, f"SELECT name, labels, value FROM {{counters}}{where} ORDER BY name", values)
+    rows = select(store, f"SELECT name, labels, value FROM {{counters}}{where} ORDER BY name", values)
     return [(row["name"], row["labels"], float(row["value"])) for row in rows]
 
 
@@ -613,7 +617,7 @@ def running_by_actor(store: Store) -> list[Row]:
         "SELECT queue, actor_name, MIN(started_at) AS started_at, MAX(memory_peak) AS memory_peak FROM {supervised_jobs} "
         "WHERE status IN ('running', 'stalled') GROUP BY queue, actor_name ORDER BY queue, actor_name"
     )
-    return _select(store, text)
+    return select(store, text)
 
 
 def oldest_pending(store: Store, *, among: int = 1000) -> dict[str, datetime]:
@@ -623,7 +627,7 @@ def oldest_pending(store: Store, *, among: int = 1000) -> dict[str, datetime]:
         f"WHERE status = 'pending' ORDER BY created_at LIMIT {int(among)}"
     )
     oldest: dict[str, datetime] = {}
-    for row in _select(store, text):
+    for row in select(store, text):
         if row["eta"] is None and row["retry_at"] is None:
             oldest.setdefault(row["queue"] or "", row["enqueued_at"] or row["created_at"])
     return oldest
@@ -636,7 +640,7 @@ def worker_counts(store: Store) -> dict[str, int]:
 
 def running_on(store: Store, worker_id: str) -> list[Row]:
     """The jobs that run in a worker, stuck ones too, sorted by their ids."""
-    return _select(
+    return select(
         store,
         "SELECT job_id, run_id, actor_name, queue, worker_id, thread, status, heartbeat_interval, last_heartbeat_at, missed_heartbeats, "
         "limits, timeout_at FROM {supervised_jobs} WHERE worker_id = ? AND status IN ('running', 'stalled') AND ended_at IS NULL "
@@ -663,7 +667,7 @@ def stuck_jobs(store: Store, *, now: datetime, threshold_s: float | None = None)
         )
         values = [_moment(store, now - timedelta(seconds=threshold_s))]
     columns = "job_id, run_id, actor_name, queue, status, started_at, last_heartbeat_at, heartbeat_interval, missed_heartbeats, worker_id"
-    found = _select(
+    found = select(
         store,
         f"SELECT {columns} FROM {{supervised_jobs}} WHERE {text} AND ended_at IS NULL "
         f"ORDER BY COALESCE(last_heartbeat_at, started_at) LIMIT {STUCK_ROWS}",
@@ -676,7 +680,7 @@ def stuck_jobs(store: Store, *, now: datetime, threshold_s: float | None = None)
 
 def _diagnosed(store: Store, job_id: str, run_id: str) -> tuple[str | None, str | None]:
     text = "SELECT data FROM {events} WHERE job_id = ? AND name IN ('JobStuck', 'JobDiagnosed') ORDER BY created_at DESC, id DESC LIMIT 20"
-    for row in _select(store, text, (job_id,)):
+    for row in select(store, text, (job_id,)):
         data = row["data"] or {}
         if data.get("run_id") == run_id and data.get("diagnosis"):
             return data["diagnosis"], data.get("cause")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from . import breakers, queries
+from . import alerts, breakers, deliveries, queries
 from .queries import Row
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Living workers that are read, at most.
 MOST_WORKERS: Final = 10_000
+#: The health of alerts is that of the last so many seconds.
+ALERTS_S: Final = 3600.0
 
 Counters = list[tuple[str, dict[str, str], float]]
 
@@ -32,6 +35,7 @@ class Totals:
       depths: the rows of the table ``queues``: what the brokers said last.
       workers: status to number.
       breakers: (service, state, mode) of every circuit breaker.
+      alerts: (type, severity, number) of those that fire.
       waiting: what jobs wait for that were put off, in words, to their number.
     """
 
@@ -42,6 +46,7 @@ class Totals:
     depths: list[Row] = field(default_factory=list)
     workers: dict[str, int] = field(default_factory=dict)
     breakers: list[tuple[str, str, str]] = field(default_factory=list)
+    alerts: list[tuple[str, str, int]] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
 
 
@@ -55,8 +60,14 @@ def read_totals(store: Store) -> Totals:
         depths=queries.list_queues(store),
         workers=queries.worker_counts(store),
         breakers=breakers.read_states(store),
+        alerts=alerts.firing(store),
         waiting=queries.waiting_jobs(store, datetime.now(UTC)),
     )
+
+
+def read_alert_health(store: Store) -> dict[str, Any]:
+    """How deliveries of alerts went in the last hour.  Raises StoreError."""
+    return deliveries.health(deliveries.statistics(store, since=time.time() - ALERTS_S))
 
 
 def read_workers(store: Store, among: Collection[str] | None) -> list[Row]:

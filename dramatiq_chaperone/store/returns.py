@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from . import crashes, statements
-from .columns import EVENT, OPEN_RUN, STATUS_LEVEL
+from .columns import OPEN_RUN, STATUS_LEVEL
 from .losses import SILENT
-from .rows import put
+from .rows import put, put_events
 from .times import stored_time, unix_time
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def worker_back(store: Store, origin: Origin) -> bool:
         "lost_for": round(max(0.0, now - (unix_time(found[0][0]) or now)), 1), "jobs": [run.job_id for run in runs],
     }  # fmt: skip
     rows = [[now, "WorkerReturned", None, origin.worker_id, None, json.dumps(data)]]
-    put(store, EVENT, rows, statements.insert(store.kind, "events", EVENT, store.key_type))
+    put_events(store, rows)
     return True
 
 

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import counters, statements
 from .batch import clean
+from .columns import EVENT
 from .database import DataRefused
 from .times import iso
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ..records import Origin
     from . import Store
 
@@ -64,6 +67,21 @@ def put(store: Store, columns: Columns, rows: list[list[Any]], statement: str) -
             _put_literals(store, columns, chunk, statement)
         else:
             _put_json(store, chunk, statement)
+
+
+def put_events(store: Store, rows: Sequence[Sequence[Any]]) -> None:
+    """Add events: (at, name, job_id, worker_id, service, data), which wait for the rules of alerts from then on."""
+    put(store, EVENT, [[*row, 1] for row in rows], statements.insert(store.kind, "events", EVENT, store.key_type))
+
+
+def insert_one(store: Store, table: str, values: Mapping[str, Any]) -> str:
+    """Add one row, and give its key.  For the inside of a transaction; JSON columns come as text."""
+    key = store.new_key()
+    given = dict(values) if key is None else {**values, "id": key}
+    columns, marks = ", ".join(map(store.quote, given)), ", ".join("?" for _ in given)
+    returning = " RETURNING id" if store.kind == "postgres" and key is None else ""
+    cursor = store.execute(f"INSERT INTO {{{table}}} ({columns}) VALUES ({marks}){returning}", list(given.values()))
+    return key if key is not None else str(cursor.fetchone()[0] if returning else cursor.lastrowid)
 
 
 _encode_row: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode

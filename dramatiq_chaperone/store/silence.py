@@ -6,9 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..records import Origin
-from . import statements
-from .columns import EVENT
-from .rows import put
+from .rows import put_events
 from .times import iso, stored_time, unix_time
 
 if TYPE_CHECKING:
@@ -118,4 +116,4 @@ def _record(store: Store, worker: Heard, job: _Overdue, now: float, at: float) -
         "timeout_seconds": limit, "actual_duration": actual,
     }  # fmt: skip
     rows = [[at, "JobTimeout", job.job_id, worker_id, None, json.dumps(data)]]
-    put(store, EVENT, rows, statements.insert(store.kind, "events", EVENT, store.key_type))
+    put_events(store, rows)

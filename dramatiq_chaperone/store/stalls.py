@@ -6,9 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import statements
-from .columns import EVENT
-from .rows import mark_stuck, put
+from .rows import mark_stuck, put_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +59,7 @@ def write(
     for job_id, run_id in sorted(moving):
         mark_stuck(store, job_id, run_id, is_stuck=False, missed=0)
     rows = [[at, type(event).__name__, event.job_id, event.worker_id, None, _data(event)] for event in events]
-    put(store, EVENT, rows, statements.insert(store.kind, "events", EVENT, store.key_type))
+    put_events(store, rows)
 
 
 def _data(event: JobEvent) -> str:

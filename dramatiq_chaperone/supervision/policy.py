@@ -40,6 +40,8 @@ OPTIONS: Final = frozenset(
 )
 #: What goes into the job's row as its limits.
 LIMITS: Final = ("timeout", "memory_limit", "cpu_limit", "missed_heartbeats", "disk_space_threshold", "file_descriptor_limit")
+#: What goes there too, for the alerts about the job.
+_MARKS: Final = ("critical", "runbook_url")
 
 #: Options that are a number of something, 0 or more.
 NUMBERS: Final = frozenset(LIMITS) | {"heartbeat_interval", "kill_grace", "max_crashes", "address_space_limit"}
@@ -186,7 +188,7 @@ def _seconds(value: Any) -> float | None:
 
 
 def _limits(options: Mapping[str, Any]) -> str | None:
-    found = {name: options[name] for name in LIMITS if options.get(name) is not None}
+    found = {name: options[name] for name in (*LIMITS, *_MARKS) if options.get(name) is not None}
     return json.dumps(found, default=repr) if found else None
 
 

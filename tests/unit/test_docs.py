@@ -19,7 +19,7 @@ from dramatiq_chaperone.metrics.names import SERIES
 from dramatiq_chaperone.settings import Settings, bound
 
 DOCS = Path(__file__).parents[2] / "docs"
-DEFAULTS = {"state_dir": "–", "database_url": "–", "breakers": "–"}
+DEFAULTS = {"state_dir": "–", "database_url": "–", "breakers": "–", "alerts": "–"}
 
 
 def shown(value):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from ...errors import SchemaError, StoreUnavailable
-from . import m0001, m0002, m0003, m0004, m0005
+from . import m0001, m0002, m0003, m0004, m0005, m0006
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,7 @@ _COUNTING: Final = {
 
 
 #: The name of every table, without prefix.
-TABLES: Final = (*m0001.TABLES, *m0002.TABLES, *m0003.TABLES)
+TABLES: Final = (*m0001.TABLES, *m0002.TABLES, *m0003.TABLES, *m0006.TABLES)
 
 
 def create_tables(connections: Connections, key_type: str) -> None:
@@ -72,6 +72,13 @@ def add_circuits(connections: Connections, key_type: str) -> None:
 def add_waiting(connections: Connections, key_type: str) -> None:
     """Give jobs and queues the column of what they wait for."""
     _add(connections, m0005.COLUMNS, m0005.INDEXES)
+
+
+def add_alerting(connections: Connections, key_type: str) -> None:
+    """Give events, alerts and silences what alerting needs, and alerts their groups."""
+    for table, text in m0006.TABLES.items():
+        _create(connections, key_type, table, text, m0006.INDEXES[table])
+    _add(connections, m0006.COLUMNS, {table: indexes for table, indexes in m0006.INDEXES.items() if table not in m0006.TABLES})
 
 
 def _add(connections: Connections, columns: dict[str, str], indexes: dict[str, tuple[str, ...]]) -> None:
@@ -169,6 +176,7 @@ STEPS: Final[tuple[Callable[[Connections, str], None], ...]] = (
     add_crashes,
     add_circuits,
     add_waiting,
+    add_alerting,
 )
 VERSION: Final = len(STEPS)
 

@@ -1,0 +1,235 @@
+"""Alerting: from events to alerts, from alerts to messages, from messages to people.  For the holder of the monitor's lease.
+
+Everything that it knows stands in rows, and each step is one transaction under the lease: whoever takes over goes on
+where the last one stopped.  A message is claimed before it is sent.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import SettingsError
+from ..events import NotificationFailed, NotificationSent, publish
+from ..service import internal_error
+from ..store import alerts as rows
+from ..store import deliveries, leases
+from ..store.deliveries import Delivery
+from ..store.rows import put_events
+from . import messages, routing
+from .channels import Channel, Channels, channels_of, refuse_unknown
+from .judging import Judge
+from .kinds import Alert
+from .sender import Result, Senders
+from .telling import Teller
+from .watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from ..settings import Settings
+    from ..store import Store
+    from ..store.leases import Lease
+
+logger = logging.getLogger("dramatiq_chaperone.alerts")
+
+#: After a failed attempt the next one, in seconds; then the fallback, or every ten minutes, for a day.
+BACKOFF_S: Final = (5.0, 15.0, 45.0, 135.0)
+RARELY_S: Final = 600.0
+MOST_S: Final = 86_400.0
+#: Channels are asked for what they took in so many seconds.
+FLOOD_S: Final = 60.0
+#: The health of deliveries is that of the last hour; it is looked at so often while there is a watchdog.
+HEALTH_S: Final = 3600.0
+HEALTH_EVERY_S: Final = 15.0
+#: The answer of a server that did not take the message.
+_REFUSED: Final = re.compile(r"error=[45]\d\d")
+
+
+class Alerting:
+    """One turn of it is a duty of the :class:`~dramatiq_chaperone.monitor.Monitor`.
+
+    Parameters:
+      holder: unique for this process and start.
+      wake: has the next turn taken at once: a delivery is over.
+      modules: those that have the user's rules and channels; imported when the lease is taken.
+      clock: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        holder: str,
+        *,
+        wake: Callable[[], None] = lambda: None,
+        modules: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings, self._holder, self._modules, self._wake, self._clock = settings, holder, modules, wake, clock
+        self._judge = Judge(settings)
+        self._begun: _Begun | None = None
+
+    def turn(self, store: Store, lease: Lease) -> None:
+        """Do what is due.  Raises StoreError and LeaseLost."""
+        if not self._settings.alerting_enabled:
+            self._judge.judge(store, lease, self._clock())
+            return
+        if self._begun is None or self._begun.lease != lease:
+            self.let_go()
+            self._begun = self._begin(store, lease)
+        self._begun.turn(store, self._clock())
+
+    def let_go(self) -> None:
+        """The lease is another's: what is on its way is his to send again."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.stop()
+            self._judge = Judge(self._settings)
+
+    def finish(self, store: Store, *, timeout_s: float) -> None:
+        """Before the lease is given up: wait for the answers to what is on its way.  Raises StoreError and LeaseLost."""
+        if self._begun is None:
+            return
+        until = time.monotonic() + timeout_s
+        while self._begun.senders.in_flight() and time.monotonic() < until:
+            time.sleep(0.05)
+        self._begun.collect(store, self._clock())
+
+    def _begin(self, store: Store, lease: Lease) -> _Begun:
+        for module in self._modules:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # noqa: BLE001 - the others work on
+                internal_error(f"alerts: import of {module}", error)
+        channels = channels_of(self._settings)
+        for name, problem in channels.wrong.items():
+            logger.error("The alert channel %s is of no use: %s. The others work on.", name, problem)
+        begun = _Begun(self._settings, self._holder, lease, self._judge, channels, Senders(self._wake))
+        now = self._clock()
+        back = leases.under(store, lease, lambda: deliveries.give_back(store, begun.claimant, now))
+        if back:
+            logger.warning("%d messages of alerts were on their way when their sender ended: they are sent again.", back)
+        return begun
+
+
+class _Begun:
+    """Alerting under one lease."""
+
+    def __init__(self, settings: Settings, holder: str, lease: Lease, judge: Judge, channels: Channels, senders: Senders) -> None:
+        self._settings, self.lease, self._channels, self.senders = settings, lease, channels, senders
+        self.claimant = f"{holder}:{lease.epoch}"[:191]
+        routes = routing.routes_of(settings, channels.default, channels.tags)
+        for route in routes:
+            try:
+                refuse_unknown([*route.channels, *route.escalate_to], channels)
+            except SettingsError as error:
+                logger.error("The route %s of alerts: %s", route.name, error)
+        self._judge = judge
+        self._teller = Teller(settings, channels, routes)
+        self._next_flush = self._next_health = 0.0
+        url = settings.alerts.get("watchdog_url", "")
+        self._watchdog = Watchdog(url) if url.startswith(("http://", "https://")) else None
+
+    def turn(self, store: Store, now: float) -> None:
+        self.collect(store, now)
+        if self._judge.turn(store, self.lease, now) or now >= self._next_flush:
+            self._next_flush = leases.under(store, self.lease, lambda: self._teller.flush(store, now, self._judge.waits_for))
+        self._send(store, now)
+        if self._watchdog is not None and now >= self._next_health:
+            self._next_health = now + HEALTH_EVERY_S
+            if deliveries.health(deliveries.statistics(store, since=now - HEALTH_S))["healthy"] is not False:
+                self._watchdog.well()
+
+    def stop(self) -> None:
+        self.senders.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop(timeout_s=0.1)
+
+    def _send(self, store: Store, now: float) -> None:
+        busy: set[str] = set()
+        waiting = deliveries.waiting(store)
+        taken = deliveries.sent_since(store, now - FLOOD_S) if waiting else {}
+        for delivery in waiting:
+            channel = self._channels.by_name.get(delivery.channel)
+            if channel is None:
+                self._misdirected(store, delivery, now)
+                continue
+            if channel.name in busy or self.senders.is_busy(channel.name):
+                continue
+            busy.add(channel.name)  # the oldest first: nothing overtakes it
+            if delivery.next_at is not None and delivery.next_at > now:
+                continue
+            self._give(store, channel, delivery, now, is_full=0 < channel.limit <= taken.get(channel.name, 0))
+
+    def _give(self, store: Store, channel: Channel, delivery: Delivery, now: float, *, is_full: bool) -> None:
+        """Have one sent that is due, unless its channel has had enough of what is not critical."""
+        told = {row["id"]: Alert(**row) for row in rows.by_ids(store, [key for key, _ in delivery.alerts])}
+        alerts = [(told[key], status) for key, status in delivery.alerts if key in told]
+        if is_full and not any(alert.severity == "critical" for alert, _ in alerts):
+            leases.under(store, self.lease, lambda: deliveries.flood(store, delivery, now))
+            return
+        flooded = deliveries.flooded(store, channel.name)
+        if leases.under(store, self.lease, lambda: deliveries.claim(store, delivery.id, self.claimant, now)):
+            more: dict[str, Any] = {"notice": delivery.notice, "may_repeat": delivery.may_repeat, "flooded": flooded}
+            self.senders.send(channel, delivery, messages.make(alerts, self._settings, now=now, **more))
+
+    def _misdirected(self, store: Store, delivery: Delivery, now: float) -> None:
+        """Its channel is not in the settings any more: the log has it."""
+
+        def move() -> None:
+            deliveries.claim(store, delivery.id, self.claimant, now)
+            deliveries.finish(store, delivery, "failed", now, seconds=0.0, error="there is no such channel any more")
+            deliveries.add(store, "log", delivery.alerts, now, route=delivery.route, notice=delivery.notice)
+
+        leases.under(store, self.lease, move)
+
+    def collect(self, store: Store, now: float) -> None:
+        """Keep what came of deliveries since the last call."""
+        for result in self.senders.results():
+            leases.under(store, self.lease, lambda result=result: self._over(store, result, now))  # type: ignore[misc]
+
+    def _over(self, store: Store, result: Result, now: float) -> None:
+        """Keep what came of a delivery, and what follows.  For the inside of a transaction."""
+        delivery, sent = result.delivery, result.sent
+        if sent.is_sent:
+            if not deliveries.finish(store, delivery, "sent", now, seconds=result.took_s, title=sent.title):
+                deliveries.drop_waiting(store, delivery.message, delivery.channel)  # it was given up, and has arrived
+            rows.told(store, [key for key, _ in delivery.alerts], now)
+        elif deliveries.finish(store, delivery, "failed", now, seconds=result.took_s, error=sent.error, title=sent.title):
+            logger.warning("An alert did not reach %s (attempt %d): %s", delivery.channel, delivery.attempt, sent.error)
+            self._again(store, result, now)
+        else:
+            return
+        about: dict[str, Any] = {"channel": delivery.channel, "notification": sent.title, "data": {"alerts": len(delivery.alerts)}}
+        event = NotificationSent(**about) if sent.is_sent else NotificationFailed(**about, error=sent.error)
+        put_events(store, [[now, type(event).__name__, None, None, None, json.dumps(asdict(event))]])
+        publish(event)
+
+    def _again(self, store: Store, result: Result, now: float) -> None:
+        delivery, sent = result.delivery, result.sent
+        channel = self._channels.by_name.get(delivery.channel)
+        fallback = channel.fallback if channel is not None and channel.fallback in self._channels.by_name else ""
+        is_last = sent.is_misconfigured or delivery.attempt > len(BACKOFF_S)
+        if is_last and fallback:
+            deliveries.add(store, fallback, delivery.alerts, now, route=delivery.route, notice=delivery.notice)
+            return
+        if sent.is_misconfigured or now - delivery.created_at > MOST_S:
+            logger.error("An alert reached nobody on %s: %s", delivery.channel, sent.error)
+            return
+        wait_s = BACKOFF_S[delivery.attempt - 1] if delivery.attempt <= len(BACKOFF_S) else RARELY_S
+        deliveries.add(
+            store,
+            delivery.channel,
+            delivery.alerts,
+            delivery.created_at,
+            route=delivery.route,
+            notice=delivery.notice,
+            message=delivery.message,
+            attempt=delivery.attempt + 1,
+            next_at=now + wait_s,
+            may_repeat=delivery.may_repeat or not _REFUSED.search(sent.error),
+        )
