@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -84,12 +85,11 @@ class AppriseChannel:
         plugin = self._plugin(self._addressed(message))
         if plugin is None:
             return Sent(False, f"{self.shown} is no address that Apprise knows", is_misconfigured=True)
-        import apprise
-
         title = message.title if self._scheme in _PLAIN_TITLES else f"{message.emoji} {message.title}".strip()
         format_ = plugin.notify_format[0] if isinstance(plugin.notify_format, tuple | list) else plugin.notify_format
         format_ = str(getattr(format_, "value", format_))
         limit = int(plugin.body_maxlen) - (0 if plugin.title_maxlen else len(title) + 2)
+        apprise = _apprise()
         sender = apprise.Apprise(asset=plugin.asset)
         sender.add(plugin)
         result = sender.notify(
@@ -117,8 +117,7 @@ class AppriseChannel:
         return f"{self._url}{'&' if '?' in self._url else '?'}{urlencode(given, quote_via=quote)}"
 
     def _plugin(self, url: str) -> Any:
-        import apprise
-
+        apprise = _apprise()
         _guard_log(secrets_of(self._url))
         asset = apprise.AppriseAsset(async_mode=False, app_id="Chaperone", app_desc="Chaperone Job Supervision", service_timeout=DELIVERY_S)
         if self._storage is not None and self._scheme == "opsgenie":  # it closes by ids that it was given
@@ -130,6 +129,16 @@ class AppriseChannel:
 
     def _masked(self, text: str) -> str:
         return masked(text, secrets_of(self._url))[:500]
+
+
+def _apprise() -> Any:
+    """Apprise, with its services loaded.  Some of them import what Python has deprecated: whoever made warnings errors is not hit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import apprise
+
+        apprise.Apprise.instantiate("json://localhost")
+    return apprise
 
 
 class LogChannel:
@@ -299,7 +308,8 @@ def _named(settings: Settings) -> dict[str, str]:
 def mail_url(settings: Settings) -> str:
     """The settings of e-mail as an Apprise URL."""
     host = settings.mail_host or ""
-    sender = settings.mail_from_address or f"alerts@{host}"
+    is_name = re.fullmatch(r"[\w-]+(\.[\w-]+)*\.[a-zA-Z]{2,}", host) is not None
+    sender = settings.mail_from_address or (f"alerts@{host}" if is_name else settings.alert_recipients[0])
     login = ""
     if settings.mail_username:
         login = (

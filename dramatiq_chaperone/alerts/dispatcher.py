@@ -105,7 +105,7 @@ class Alerting:
                 importlib.import_module(module)
             except Exception as error:  # noqa: BLE001 - the others work on
                 internal_error(f"alerts: import of {module}", error)
-        channels = channels_of(self._settings)
+        channels = channels_of(self._settings, check=True)
         for name, problem in channels.wrong.items():
             logger.error("The alert channel %s is of no use: %s. The others work on.", name, problem)
         begun = _Begun(self._settings, self._holder, lease, self._judge, channels, Senders(self._wake))
@@ -214,11 +214,9 @@ class _Begun:
         channel = self._channels.by_name.get(delivery.channel)
         fallback = channel.fallback if channel is not None and channel.fallback in self._channels.by_name else ""
         is_last = sent.is_misconfigured or delivery.attempt > len(BACKOFF_S)
-        if is_last and fallback:
-            deliveries.add(store, fallback, delivery.alerts, now, route=delivery.route, notice=delivery.notice)
-            return
-        if sent.is_misconfigured or now - delivery.created_at > MOST_S:
-            logger.error("An alert reached nobody on %s: %s", delivery.channel, sent.error)
+        is_hopeless = sent.is_misconfigured or now - delivery.created_at > MOST_S
+        if (is_last and fallback) or is_hopeless:
+            deliveries.add(store, fallback or "log", delivery.alerts, now, route=delivery.route, notice=delivery.notice)
             return
         wait_s = BACKOFF_S[delivery.attempt - 1] if delivery.attempt <= len(BACKOFF_S) else RARELY_S
         deliveries.add(

@@ -143,6 +143,10 @@ class Judge:
             if kind_of(each.type).is_of_job and "job_id" in each.labels:
                 of_jobs.setdefault(each.labels["job_id"], []).append(each.id)
         over = [key for job in rows.ended_jobs(store, list(of_jobs)) for key in of_jobs[job]]
+        shared = [each for each in firing if each.type == "resource_violation" and "job_id" not in each.labels]
+        of_workers = {each.id: each.labels.get("worker", "") for each in shared}
+        gone = rows.ended_workers(store, list(of_workers.values()))
+        over += [key for key, worker in of_workers.items() if worker in gone]
         lost = {each.id: each for each in firing if each.type == "worker_lost"}
         over += fleet.replaced(store, {key: (each.labels.get("host", ""), each.first_seen_at) for key, each in lost.items()})
         silent = [each for each in firing if now - each.last_seen_at > FORGET_S and each.type not in thresholds.TYPES]

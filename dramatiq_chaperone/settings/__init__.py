@@ -214,7 +214,7 @@ class Settings:
     mail_encryption: str = _alert("tls", "How it is spoken to: tls is STARTTLS, ssl from the first byte.", choices=("tls", "ssl", "none"))
     mail_username: str | None = _alert(None, "Its user.")
     mail_password: str | None = _alert(None, "The user's password.", secret=True)
-    mail_from_address: str | None = _alert(None, "Who sends; else `alerts@` and the name of the server.")
+    mail_from_address: str | None = _alert(None, "Who sends; else `alerts@` and the name of the server, or the first recipient.")
     mail_from_name: str = _alert("Chaperone Alerts", "The name of who sends.")
     critical_jobs: tuple[str, ...] = _alert((), "Patterns of the actors whose alerts are critical.")
     alerts: Mapping[str, Any] = _alert(

@@ -186,7 +186,7 @@ def _number(kind: _Kind, value: Any, where: str, origin: str) -> float:
     is_number = isinstance(value, types) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not kind.low <= value <= kind.high:
         words = "a whole number" if kind.word == "whole" else "a number"
-        raise _refused(where, value, f"{words}, {kind.low:,g} to {kind.high:,g}", origin)
+        raise _refused(where, value, f"{words}, {kind.low:,.0f} to {kind.high:,.0f}", origin)
     return int(value) if kind.word == "whole" else float(value)
 
 

@@ -183,6 +183,15 @@ def ended_jobs(store: Store, job_ids: Sequence[str]) -> set[str]:
     return set(job_ids) - running
 
 
+def ended_workers(store: Store, worker_ids: Sequence[str]) -> set[str]:
+    """Those of these workers that do not live."""
+    living: set[str] = set()
+    for chunk in _chunks(list(dict.fromkeys(worker_ids))):
+        text = f"SELECT worker_id FROM {{workers}} WHERE status IN ('running', 'paused') AND worker_id IN ({_marks(chunk)})"
+        living.update(worker_id for (worker_id,) in store.rows(text, chunk))
+    return set(worker_ids) - living
+
+
 def marked(store: Store, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Job to what its actor or message said of its alerts: ``critical``, ``runbook_url``."""
     found = {}

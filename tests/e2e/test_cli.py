@@ -73,6 +73,15 @@ READERS = (
     ["dead-letters", "purge", "x"],
     ["breakers"],
     ["breakers", "x"],
+    ["alerts"],
+    ["alerts", "show", "1"],
+    ["alerts", "ack", "1"],
+    ["alerts", "silence", "type=x", "--for", "1h", "--reason", "y"],
+    ["alerts", "silences"],
+    ["alerts", "unsilence", "1"],
+    ["alerts", "maintenance", "--for", "1h"],
+    ["alerts", "limits"],
+    ["alerts", "stats"],
     ["prune"],
 )
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import email
 import json
 import logging
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from email.message import Message as Mail
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
 
 from dramatiq_chaperone.alerts import channels, messages
 from dramatiq_chaperone.alerts.channels import AppriseChannel, channels_of, mail_url, masked, secrets_of
 from dramatiq_chaperone.alerts.kinds import Alert
 from dramatiq_chaperone.alerts.trial import send_test
 from dramatiq_chaperone.settings import Settings
+from tests.receivers import Mailbox, WebServer, mail_server
 
 SECRET = "s3cr3t-t0ken-abcdef"
 
@@ -46,82 +41,20 @@ def message(*alerts: Alert, status: str = "firing", **more: Any) -> messages.Mes
     return messages.make([(each, status) for each in alerts or (alert(),)], settings, now=2000.0, **more)
 
 
-class Server:
-    """An HTTP server that answers as it is told, and keeps what it got."""
-
-    def __init__(self) -> None:
-        self.got: list[tuple[str, dict[str, str], Any]] = []
-        self.answer: tuple[int, bytes] = (200, b"ok")
-        self.hangs = threading.Event()
-        self.is_hanging = False
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                try:
-                    data = json.loads(body)
-                except ValueError:
-                    data = body
-                server.got.append((self.path, dict(self.headers), data))
-                if server.is_hanging:
-                    server.hangs.wait(20)
-                    return
-                status, text = server.answer
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_GET = do_POST  # noqa: N815 - as the base class has it
-
-            def log_message(self, *arguments: Any) -> None:
-                """Nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self.hangs.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with closing(Server()) as server:
+def server() -> Iterator[WebServer]:
+    with closing(WebServer()) as server:
         yield server
 
 
-class Mailbox:
-    """What an SMTP server was given."""
-
-    def __init__(self) -> None:
-        self.mails: list[tuple[str, list[str], Mail]] = []
-
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - as the library has it
-        self.mails.append((envelope.mail_from, envelope.rcpt_tos, email.message_from_bytes(envelope.content)))
-        return "250 OK"
-
-
 @pytest.fixture
-def mailbox() -> Iterator[tuple[Mailbox, int]]:
-    box = Mailbox()
-    with closing(socket.create_server(("127.0.0.1", 0))) as free:
-        port = free.getsockname()[1]
-    controller = Controller(box, hostname="127.0.0.1", port=port)
-    controller.start()
-    try:
-        yield box, port
-    finally:
-        controller.stop()
+def mailbox() -> Iterator[Mailbox]:
+    with mail_server() as box:
+        yield box
 
 
-def test_mail_goes_out_by_the_settings_of_the_specification(mailbox: tuple[Mailbox, int]) -> None:
-    box, port = mailbox
+def test_mail_goes_out_by_the_settings_of_the_specification(mailbox: Mailbox) -> None:
+    box, port = mailbox, mailbox.port
     variables = {
         "CHAPERONE_ALERT_RECIPIENTS": "ops@example.com,on-call@example.com", "MAIL_HOST": "127.0.0.1", "MAIL_PORT": str(port),
         "MAIL_ENCRYPTION": "none", "MAIL_FROM_ADDRESS": "alerts@example.com", "MAIL_FROM_NAME": "The Chaperone", "HOME": "/nonexistent",
@@ -142,14 +75,14 @@ def test_mail_goes_out_by_the_settings_of_the_specification(mailbox: tuple[Mailb
     assert "infinite loop" in html
 
 
-def slack(server: Server, monkeypatch: pytest.MonkeyPatch) -> AppriseChannel:
+def slack(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> AppriseChannel:
     from apprise.plugins.slack import NotifySlack
 
     monkeypatch.setattr(NotifySlack, "webhook_url", f"http://{server.address}/services")
     return AppriseChannel("slack", "slack://T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")
 
 
-def test_slack(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slack(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert slack(server, monkeypatch).send(message()).is_sent
     ((path, _, data),) = server.got
     assert path == "/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ"
@@ -162,7 +95,7 @@ def test_slack(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(attachment["text"]) < 35_000
 
 
-def test_discord(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_discord(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     from apprise.plugins.discord import NotifyDiscord
 
     monkeypatch.setattr(NotifyDiscord, "notify_url", f"http://{server.address}/api/webhooks")
@@ -176,7 +109,7 @@ def test_discord(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Diagnosis: blocked in <fetch>" in said, "the first lines are kept, the stack is cut"
 
 
-def test_pagerduty_is_told_of_each_incident_and_of_its_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pagerduty_is_told_of_each_incident_and_of_its_end(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     from apprise.plugins import pagerduty
 
     monkeypatch.setitem(pagerduty.PAGERDUTY_API_LOOKUP, pagerduty.PagerDutyRegion.US, f"http://{server.address}/v2/enqueue")
@@ -199,7 +132,7 @@ def test_pagerduty_is_told_of_each_incident_and_of_its_end(server: Server, monke
     assert end == {"routing_key": "R0UT1NGK3Y1234567890123456789012", "event_action": "resolve", "dedup_key": "job_stuck:j1"}
 
 
-def test_opsgenie_is_told_of_each_alert_and_closes_it(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_opsgenie_is_told_of_each_alert_and_closes_it(server: WebServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     from apprise.plugins import opsgenie
 
     monkeypatch.setitem(opsgenie.OPSGENIE_API_LOOKUP, opsgenie.OpsgenieRegion.US, f"http://{server.address}/v2/alerts")
@@ -219,7 +152,7 @@ def test_opsgenie_is_told_of_each_alert_and_closes_it(server: Server, monkeypatc
 
 
 @pytest.mark.parametrize("scheme", ["json"])
-def test_a_server_that_answers_500_or_hangs_or_resets_is_a_failure(server: Server, scheme: str) -> None:
+def test_a_server_that_answers_500_or_hangs_or_resets_is_a_failure(server: WebServer, scheme: str) -> None:
     channel = AppriseChannel("hook", f"{scheme}://user:{SECRET}@{server.address}/{SECRET}?rto=0.5")
     server.answer = (500, b"no")
     failed = channel.send(message())
@@ -232,7 +165,7 @@ def test_a_server_that_answers_500_or_hangs_or_resets_is_a_failure(server: Serve
     assert SECRET not in failed.error
 
 
-def test_a_bad_address_is_named_without_its_secret_and_the_others_work_on(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_address_is_named_without_its_secret_and_the_others_work_on(server: WebServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     settings = load(
         alerts={
@@ -248,7 +181,7 @@ def test_a_bad_address_is_named_without_its_secret_and_the_others_work_on(server
         assert SECRET not in text
 
 
-def test_apprise_logs_no_secret(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_apprise_logs_no_secret(server: WebServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="apprise")
     server.answer = (500, b"no")
     AppriseChannel("hook", f"json://user:{SECRET}@{server.address}/path/{SECRET}").send(message())
@@ -256,7 +189,7 @@ def test_apprise_logs_no_secret(server: Server, caplog: pytest.LogCaptureFixture
     assert SECRET not in caplog.text
 
 
-def test_a_channel_with_several_addresses_is_several(server: Server) -> None:
+def test_a_channel_with_several_addresses_is_several(server: WebServer) -> None:
     found = channels_of(
         load(alerts={"channels": {"ops": {"urls": [f"json://{server.address}/a", f"json://{server.address}/b"], "tags": ["all"]}}})
     )
@@ -294,7 +227,7 @@ def test_fifty_alerts_are_told_in_every_form_and_the_first_ten_are_named() -> No
     assert it.text("text").count("import_feed") == 10
 
 
-def test_a_trial_goes_to_each_channel_and_says_what_came_of_it(server: Server) -> None:
+def test_a_trial_goes_to_each_channel_and_says_what_came_of_it(server: WebServer) -> None:
     arguments = {"alerts": {"channels": {"good": {"urls": f"json://{server.address}"}, "bad": {"urls": "nosuch://x"}}}}
     found = send_test(["stuck"], settings=load(**arguments))
     assert [(each.channel, each.is_sent) for each in found] == [("bad", False), ("good", True)]
