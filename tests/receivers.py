@@ -79,6 +79,8 @@ class WebServer:
 
     def close(self) -> None:
         """Answer nobody any more."""
+        if self._ends.is_set():
+            return
         self._ends.set()
         self._server.shutdown()
         self._server.server_close()

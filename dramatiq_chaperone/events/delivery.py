@@ -56,7 +56,7 @@ class _Events(Service):
     def run_once(self) -> None:
         while self.waiting:
             event = self.waiting.popleft()
-            self._import(_elsewhere.pop(type(event).__name__, []))
+            self._import(type(event).__name__)
             for handler in _handlers.get(type(event), ()):
                 self._tell(handler, event)
 
@@ -73,12 +73,13 @@ class _Events(Service):
             self._abandoned.append(self._runner)
             self._runner = None
 
-    def _import(self, modules: list[str]) -> None:
-        for module in modules:
+    def _import(self, name: str) -> None:
+        for module in _elsewhere.get(name, ()):
             try:
                 importlib.import_module(module)
             except BaseException as e:  # noqa: BLE001 - the handlers of other modules are told
                 internal_error(f"import of {module} for its handlers", e)
+        _elsewhere.pop(name, None)  # only now: what is published meanwhile is for these handlers too
 
     def _tell(self, handler: _Handler, event: Event) -> None:
         try:

@@ -80,9 +80,12 @@ def prune(
         ("hours", "hour_at", ROLLUP_DAYS),
         ("queues", "read_at", QUEUE_DAYS),
         ("flushes", "updated_at", FLUSH_DAYS),
+        ("silences", "until", EVENTS_DAYS),
         ("audit_log", "created_at", 365),
     ):
         yield from rows(table, f"{column} < ?", (_at(store, now - days * DAY_S),), column)
+    # What still fires stays; its deliveries go with an alert.
+    yield from rows("alerts", "created_at < ? AND is_settled = 1", (_at(store, now - EVENTS_DAYS * DAY_S),))
     # Claims of runs, one for each message that was put off; the others are few, and stay.
     yield from rows("leases", "name LIKE 'run:%' AND expires_at < ?", (_at(store, now),), "name")
     old = _at(store, now - WORKER_DAYS * DAY_S)

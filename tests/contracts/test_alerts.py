@@ -14,7 +14,7 @@ from dramatiq_chaperone import alert_rule, events
 from dramatiq_chaperone.alerts import Finding, Message, alert_channel, channels, rules
 from dramatiq_chaperone.alerts.dispatcher import BACKOFF_S, Alerting
 from dramatiq_chaperone.settings import Settings
-from dramatiq_chaperone.store import Store, deliveries, leases
+from dramatiq_chaperone.store import Store, deliveries, leases, retention
 from dramatiq_chaperone.store import alerts as rows
 from dramatiq_chaperone.store.leases import Lease, LeaseLost
 from dramatiq_chaperone.store.rows import put_events
@@ -492,3 +492,13 @@ def queue_read(ready: int, at: float) -> tuple[Any, ...]:
     from dramatiq_chaperone import records
 
     return tuple(records.QueueRead(records.QUEUE_READ, at, "RedisBroker", "default", ready, 0, 0, at))
+
+
+def test_what_is_settled_goes_after_a_month_and_what_fires_stays(stage: Callable[..., Stage], post: Post) -> None:
+    it = stage(alert_group_wait=0)
+    it.happens(dead(), opened())
+    it.passes()
+    old = NOW + 31 * 86_400
+    found = dict(retention.prune(it.store, it.settings, now=old))
+    assert found["alerts"] == 1
+    assert [each["type"] for each in it.alerts()] == ["circuit_breaker"]

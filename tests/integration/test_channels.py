@@ -15,8 +15,10 @@ from dramatiq_chaperone.alerts import channels, messages
 from dramatiq_chaperone.alerts.channels import AppriseChannel, channels_of, mail_url, masked, secrets_of
 from dramatiq_chaperone.alerts.kinds import Alert
 from dramatiq_chaperone.alerts.trial import send_test
+from dramatiq_chaperone.alerts.watchdog import Watchdog
 from dramatiq_chaperone.settings import Settings
 from tests.receivers import Mailbox, WebServer, mail_server
+from tests.waiting import wait_until
 
 SECRET = "s3cr3t-t0ken-abcdef"
 
@@ -245,3 +247,29 @@ def test_every_type_can_be_tried() -> None:
     found = send_test([*KINDS, *ALIASES], settings=load())
     assert all(each.is_sent and each.channel == "log" for each in found)
     assert len(found) == len(KINDS) + len(ALIASES)
+
+
+def test_the_watchdog_is_asked_for_while_all_is_well(server: WebServer, caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    dog = Watchdog(f"http://{server.address}/ping/{SECRET}", clock=lambda: now)
+    dog.run_once()
+    assert server.got == [], "nobody has said so yet"
+    dog._well_at = now
+    dog.run_once()
+    assert [each.path for each in server.got] == [f"/ping/{SECRET}"]
+    now = 61.0
+    dog.run_once()
+    assert len(server.got) == 1
+    dog._well_at = now
+    server.close()
+    dog.run_once()
+    dog.run_once()
+    assert caplog.text.count("The watchdog does not answer") == 1
+    assert SECRET not in caplog.text
+
+
+def test_a_watchdog_runs_once_all_is_well(server: WebServer) -> None:
+    dog = Watchdog(f"http://{server.address}/ping")
+    dog.well()
+    wait_until(lambda: server.got)
+    assert dog.stop()

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dramatiq_chaperone.metrics.exporter import Exporter
 from dramatiq_chaperone.metrics.leadership import CLAIM, LEASE
 from dramatiq_chaperone.settings import Settings
-from dramatiq_chaperone.store import open_store
+from dramatiq_chaperone.store import alerts, deliveries, open_store
 from dramatiq_chaperone.store.turns import StoreTurns
 from tests import servers
 from tests.contracts.conftest import Process, booted, ended, enqueued, started
@@ -218,3 +219,31 @@ def test_the_probes_tell_a_silent_worker_and_a_stuck_process(settings: Settings,
     assert "no heartbeat for" in silent
     assert frozen == "worker w is frozen"
     assert len(stuck.reasons("/healthz")) == 3
+
+
+def test_the_health_of_alerts_and_their_series(settings: Settings, serve: Serve) -> None:
+    fill(settings)
+    served = serve()
+    wait_until(lambda: served.value("chaperone_exporter_leader") == 1)
+    status, _, body = served.get("/healthz/alerts")
+    assert (status, json.loads(body)["healthy"]) == (200, None), "none sent is unknown, and no fault"
+    facts = {"type": "job_stuck", "subject": "a", "severity": "error", "priority": "normal", "status": "firing", "fingerprint": "f"}
+    with contextlib.closing(open_store(settings, create=False)) as store:
+
+        def deliver(result: str) -> None:
+            now = time.time()
+            key = alerts.raise_new(store, {**facts, "is_point": False, "labels": {}, "evidence": {}}, now)
+            deliveries.add(store, "mail", [(key, "firing")], now, route="r", notice="new", result=deliveries.SENDING)
+            deliveries.finish(store, deliveries.of_alert(store, key)[0], result, now, seconds=0.2)
+
+        store.transact(lambda: deliver("failed"))
+        status, _, body = served.get("/healthz/alerts")
+        assert (status, json.loads(body)["failure_rate"]) == (503, 100.0)
+        for _ in range(20):
+            store.transact(lambda: deliver("sent"))
+    status, _, body = served.get("/healthz/alerts")
+    assert (status, json.loads(body)["healthy"]) == (200, True)
+    assert served.value("chaperone_alerts_firing", type="job_stuck", severity="error") == 21
+    assert served.value("chaperone_alerts_opened_total", type="job_stuck") == 21
+    assert served.value("chaperone_alert_deliveries_total", channel="mail", result="sent") == 20
+    assert served.value("chaperone_alert_delivery_duration_seconds_count", channel="mail") == 21

@@ -294,3 +294,42 @@ publish(JobStuck(job_id="last", stuck_duration=1.0))
 
 def test_importing_events_loads_no_database():
     in_a_process("import sys, dramatiq_chaperone.events.kinds as k; assert not {'peewee', 'psutil'} & set(sys.modules)")
+
+
+@pytest.mark.parametrize("kind", [each for each in events.EVENTS if events.is_stored(each)])
+def test_a_stored_event_comes_back_as_it_was(kind):
+    given = {
+        each.name: SAMPLES[next(name for name in SAMPLES if name in str(each.type))]
+        for each in dataclasses.fields(kind)
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+    }
+    event = kind(**given)
+    stored = json.loads(json.dumps(dataclasses.asdict(event), default=str))
+    assert events.from_stored(kind.__name__, stored) == event
+    assert events.from_stored(kind.__name__, {**stored, "later": 1}) == event, "what a later release added"
+
+
+SAMPLES = {"datetime": NOW, "tuple": ("a", "b"), "bool": True, "int": 3, "float": 1.5, "str": "text", "Mapping": {"a": 1}}
+
+
+def test_an_event_of_another_release_is_nothing():
+    assert events.from_stored("Nonesuch", {}) is None
+    assert events.from_stored("JobStuck", {}) is None
+
+
+def test_handlers_of_modules_that_are_not_imported_here_hear_of_what_is_published_here(tmp_path):
+    (tmp_path / "listeners.py").write_text(
+        "from dramatiq_chaperone.events import *\nprint('imported')\non(JobStuck, lambda event: print(event.job_id))\n"
+    )
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from dramatiq_chaperone.events import *
+import_when_needed({{"JobStuck": ["listeners", "__main__"], "JobTimeout": ["no_such_module"]}})
+publish(JobLost(job_id="unheard", lost_at=None))
+print("not yet")
+publish(JobStuck(job_id="first", stuck_duration=1.0))
+publish(JobStuck(job_id="second", stuck_duration=1.0))
+publish(JobTimeout(job_id="third", timeout_seconds=1.0, actual_duration=2.0))
+"""
+    assert in_a_process(code).split("\n")[:-1] == ["not yet", "imported", "first", "second"]
