@@ -134,11 +134,14 @@ class CircuitBreaker(Knowledge):
         What gives a coroutine or a generator is guarded while that runs.
 
         Parameters:
-          fallback: where the call is not let through: a function that is called with the same arguments, or a value.
-          fallback_on_failure: it is for a failing call too, whose exception is then not raised.
+          fallback: where the call is not let through: a function that is called with the same arguments, or a value.  For a
+            generator it gives what is iterated instead.
+          fallback_on_failure: it is for a failing call too, whose exception is then not raised.  Not for a generator, which
+            has given something before it fails.
 
         Raises:
           BreakerOpen: the call was not let through, and there is no fallback.
+          TypeError: *fallback_on_failure* for a generator; or, when it is iterated, a fallback that is not iterable.
         """
         if self._is_plain and fallback is NO_FALLBACK:
             began = monotonic()
@@ -148,7 +151,7 @@ class CircuitBreaker(Knowledge):
                 self._settle(_FREELY, error, took_s=monotonic() - began)
                 raise
             if type(value) in lazy.LAZY:
-                return lazy.guarded(self, value, Way())
+                return lazy.guarded(self, value, Way(on_failure=fallback_on_failure))
             self._count_success()
             self.succeeded_at = ended = monotonic()
             self._observe(ended - began)
@@ -160,7 +163,10 @@ class CircuitBreaker(Knowledge):
     def __call__(  # type: ignore[override]  # as above
         self, function: Callable[..., Any] | None = None, /, *, fallback: Any = NO_FALLBACK, fallback_on_failure: bool = False
     ) -> Any:
-        """Decorate *function*; without one, give a decorator: ``@breaker("svc")(fallback=cached)``."""
+        """Decorate *function*; without one, give a decorator: ``@breaker("svc")(fallback=cached)``.
+
+        Parameters and errors as for :meth:`call`; a *fallback_on_failure* for a generator function is refused at once.
+        """
         if function is None:
             return functools.partial(self.__call__, fallback=fallback, fallback_on_failure=fallback_on_failure)
         if lazy.is_lazy(function):

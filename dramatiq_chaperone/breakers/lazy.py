@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final
@@ -27,20 +27,32 @@ def is_lazy(function: Function) -> bool:
 
 
 def decorated(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
-    """*function* under the guard of *breaker*, and of the same kind: asyncio, Dramatiq and inspect look at that."""
+    """*function* under the guard of *breaker*, and of the same kind: asyncio, Dramatiq and inspect look at that.
+
+    Raises:
+      TypeError: it is a generator function, and *way* wants the fallback for failures.
+    """
     if inspect.iscoroutinefunction(function):
         return _coroutine_function(breaker, function, way)
+    _check(_name_of(function), way)
     if inspect.isgeneratorfunction(function):
         return _generator_function(breaker, function, way)
     return _async_generator_function(breaker, function, way)
 
 
 def guarded(breaker: CircuitBreaker, made: Any, way: Way) -> Any:
-    """*made*, a coroutine or generator that was not started, under the guard of *breaker*."""
+    """*made*, a coroutine or generator that was not started, under the guard of *breaker*.
+
+    Raises:
+      TypeError: as above.
+    """
+    if not isinstance(made, CoroutineType):
+        _check(made.__qualname__, way)
 
     def give(*args: Any, **kwargs: Any) -> Any:
         return made
 
+    give.__name__, give.__qualname__ = made.__name__, made.__qualname__
     if isinstance(made, CoroutineType):
         give_guarded = _coroutine_function(breaker, give, way, refused=made.close)
     elif isinstance(made, GeneratorType):
@@ -48,6 +60,15 @@ def guarded(breaker: CircuitBreaker, made: Any, way: Way) -> Any:
     else:
         give_guarded = _async_generator_function(breaker, give, way)
     return give_guarded(*way.args, **way.kwargs)
+
+
+def _name_of(function: Function) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+def _check(name: str, way: Way) -> None:
+    if way.on_failure:
+        raise TypeError(f"fallback_on_failure is not for the generator {name}: what it has given before it fails cannot be taken back")
 
 
 def _coroutine_function(breaker: CircuitBreaker, function: Function, way: Way, refused: Callable[[], None] = lambda: None) -> Function:
@@ -83,7 +104,7 @@ def _generator_function(breaker: CircuitBreaker, function: Function, way: Way) -
         try:
             admission = breaker._admit()
         except BreakerOpen as error:
-            return (yield from way._replace(args=args, kwargs=kwargs).instead(error))
+            return (yield from _iterator(breaker, function, way._replace(args=args, kwargs=kwargs).instead(error)))
         breaker._hear("before_call", function, *args, **kwargs)
         began = monotonic()
         try:
@@ -97,13 +118,30 @@ def _generator_function(breaker: CircuitBreaker, function: Function, way: Way) -
     return generator
 
 
+def _iterator(breaker: CircuitBreaker, function: Function, instead: Any) -> Iterator[Any]:
+    try:
+        return iter(instead)
+    except TypeError as error:
+        found = f"{_name_of(function)} a fallback that cannot be iterated: {instead!r:.200}"
+        raise TypeError(f"The breaker {breaker.service!r} has for the generator {found}") from error
+
+
+async def _iterated(breaker: CircuitBreaker, function: Function, instead: Any) -> AsyncIterator[Any]:
+    if hasattr(instead, "__aiter__"):
+        async for value in instead:
+            yield value
+    else:
+        for value in _iterator(breaker, function, instead):
+            yield value
+
+
 def _async_generator_function(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
     @functools.wraps(function)
     async def generator(*args: Any, **kwargs: Any) -> Any:
         try:
             admission = await breaker._admit_async()
         except BreakerOpen as error:
-            async for value in way._replace(args=args, kwargs=kwargs).instead(error):
+            async for value in _iterated(breaker, function, await _awaited(way._replace(args=args, kwargs=kwargs).instead(error))):
                 yield value
             return
         breaker._hear("before_call", function, *args, **kwargs)

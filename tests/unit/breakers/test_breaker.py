@@ -237,6 +237,84 @@ def test_fallbacks(svc: CircuitBreaker, clock: Hands) -> None:
     assert asyncio.run(svc.call(load.__wrapped__, fallback=other)) == "other"
 
 
+def count(up_to: int) -> Iterator[int]:
+    yield from range(up_to)
+
+
+async def acount(up_to: int) -> AsyncIterator[int]:
+    for number in range(up_to):
+        yield number
+
+
+def make_count(up_to: int) -> Iterator[int]:
+    return count(up_to)
+
+
+def make_acount(up_to: int) -> AsyncIterator[int]:
+    return acount(up_to)
+
+
+GENERATORS = [count, acount, make_count, make_acount]
+
+
+def everything_of(made: Any) -> list[Any]:
+    async def run() -> list[Any]:
+        return [each async for each in made]
+
+    return asyncio.run(run()) if hasattr(made, "__aiter__") else list(made)
+
+
+async def a_list(*args: object) -> list[int]:
+    return [8, 9]
+
+
+@pytest.mark.parametrize("function", GENERATORS)
+def test_a_fallback_stands_in_for_a_generator(svc: CircuitBreaker, function: Callable[..., Any]) -> None:
+    assert everything_of(svc.call(function, 2, fallback=[9])) == [0, 1]
+    open_it(svc)
+    fallbacks = [([8, 9], [8, 9]), ("ab", ["a", "b"]), (lambda up_to: (up_to,), [3]), (count, [0, 1, 2])]
+    if function is acount:
+        fallbacks += [(acount, [0, 1, 2]), (a_list, [8, 9])]
+    for fallback, found in fallbacks:
+        assert everything_of(svc.call(function, 3, fallback=fallback)) == found
+        if not function.__name__.startswith("make"):
+            assert everything_of(svc(fallback=fallback)(function)(3)) == found
+
+
+@pytest.mark.parametrize("function", GENERATORS)
+@pytest.mark.parametrize("fallback", [None, 5, lambda up_to: up_to])
+def test_a_fallback_that_cannot_be_iterated_is_named(svc: CircuitBreaker, function: Callable[..., Any], fallback: Any) -> None:
+    open_it(svc)
+    name = function.__name__.removeprefix("make_")
+    got = "None" if fallback is None else "5"
+    # One that gives a generator is not even called while the breaker is open, and then nobody knows that it does.
+    if function.__name__.startswith("make"):
+        svc.half_open()
+        made = svc.call(function, 5, fallback=fallback)
+        svc.open()
+    else:
+        made = svc.call(function, 5, fallback=fallback)
+    with pytest.raises(TypeError, match=f"breaker 'svc' has for the generator {name} a fallback that cannot be iterated: {got}$"):
+        everything_of(made)
+
+
+@pytest.mark.parametrize("function", GENERATORS)
+def test_a_generator_takes_no_fallback_for_a_failure(svc: CircuitBreaker, function: Callable[..., Any]) -> None:
+    """Half of what it gives, and then all that the fallback gives, is what nobody has asked for."""
+    refused = rf"fallback_on_failure is not for the generator {function.__name__.removeprefix('make_')}:"
+    with pytest.raises(TypeError, match=refused):
+        svc.call(function, 3, fallback=[9], fallback_on_failure=True)
+    with pytest.raises(TypeError, match=refused):
+        svc.call(function, 3, fallback_on_failure=True)
+    decorate = svc(fallback=[9], fallback_on_failure=True)
+    with pytest.raises(TypeError, match=refused):
+        decorate(function)(3)
+    if not function.__name__.startswith("make"):
+        with pytest.raises(TypeError, match=refused):
+            decorate(function)
+    assert (svc.status.failed, svc._trials) == (0, 0)
+
+
 def test_a_fallback_may_use_another_breaker(svc: CircuitBreaker) -> None:
     mirror = breaker("mirror", storage="memory", failure_threshold=1)
     open_it(svc)
