@@ -36,6 +36,10 @@ from .ways import NO_FALLBACK, Way
 ASK_AGAIN_S: Final = 0.2
 
 
+def block() -> None:
+    """In place of the function that pybreaker's listeners hear of before a call: a ``with`` block is entered."""
+
+
 class _Admission(NamedTuple):
     """How a call was let through."""
 
@@ -188,7 +192,9 @@ class CircuitBreaker(Knowledge):
     @contextlib.contextmanager
     def calling(self) -> Iterator[None]:
         """Guard a ``with`` block; the breaker itself does too."""
-        admission, began = self._admit(), monotonic()
+        admission = self._admit()
+        self._hear("before_call", block)
+        began = monotonic()
         with self._around(admission):
             try:
                 yield
@@ -367,8 +373,8 @@ class CircuitBreaker(Knowledge):
 
     # -- with, and what is passed on through the context
 
-    @staticmethod
-    def _enter(admission: _Admission) -> None:
+    def _enter(self, admission: _Admission) -> None:
+        self._hear("before_call", block)
         if admission.held is not None:
             permits.push(admission.held)
 

@@ -41,7 +41,7 @@ def decorated(breaker: CircuitBreaker, function: Function, way: Way) -> Function
 
 
 def guarded(breaker: CircuitBreaker, made: Any, way: Way) -> Any:
-    """*made*, a coroutine or generator that was not started, under the guard of *breaker*.
+    """*made*, a coroutine or generator that was not started, under the guard of *breaker*; listeners have heard of the call.
 
     Raises:
       TypeError: as above.
@@ -54,11 +54,11 @@ def guarded(breaker: CircuitBreaker, made: Any, way: Way) -> Any:
 
     give.__name__, give.__qualname__ = made.__name__, made.__qualname__
     if isinstance(made, CoroutineType):
-        give_guarded = _coroutine_function(breaker, give, way, refused=made.close)
+        give_guarded = _coroutine_function(breaker, give, way, is_heard=True, refused=made.close)
     elif isinstance(made, GeneratorType):
-        give_guarded = _generator_function(breaker, give, way)
+        give_guarded = _generator_function(breaker, give, way, is_heard=True)
     else:
-        give_guarded = _async_generator_function(breaker, give, way)
+        give_guarded = _async_generator_function(breaker, give, way, is_heard=True)
     return give_guarded(*way.args, **way.kwargs)
 
 
@@ -71,7 +71,9 @@ def _check(name: str, way: Way) -> None:
         raise TypeError(f"fallback_on_failure is not for the generator {name}: what it has given before it fails cannot be taken back")
 
 
-def _coroutine_function(breaker: CircuitBreaker, function: Function, way: Way, refused: Callable[[], None] = lambda: None) -> Function:
+def _coroutine_function(
+    breaker: CircuitBreaker, function: Function, way: Way, *, is_heard: bool = False, refused: Callable[[], None] = lambda: None
+) -> Function:
     @functools.wraps(function)
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         call = way._replace(args=args, kwargs=kwargs)
@@ -80,7 +82,8 @@ def _coroutine_function(breaker: CircuitBreaker, function: Function, way: Way, r
         except BreakerOpen as error:
             refused()
             return await _awaited(call.instead(error))
-        breaker._hear("before_call", function, *args, **kwargs)
+        if not is_heard:
+            breaker._hear("before_call", function, *args, **kwargs)
         began = monotonic()
         with breaker._around(admission):
             try:
@@ -98,14 +101,15 @@ async def _awaited(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _generator_function(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
+def _generator_function(breaker: CircuitBreaker, function: Function, way: Way, *, is_heard: bool = False) -> Function:
     @functools.wraps(function)
     def generator(*args: Any, **kwargs: Any) -> Any:
         try:
             admission = breaker._admit()
         except BreakerOpen as error:
             return (yield from _iterator(breaker, function, way._replace(args=args, kwargs=kwargs).instead(error)))
-        breaker._hear("before_call", function, *args, **kwargs)
+        if not is_heard:
+            breaker._hear("before_call", function, *args, **kwargs)
         began = monotonic()
         try:
             value = yield from function(*args, **kwargs)
@@ -135,7 +139,7 @@ async def _iterated(breaker: CircuitBreaker, function: Function, instead: Any) -
             yield value
 
 
-def _async_generator_function(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
+def _async_generator_function(breaker: CircuitBreaker, function: Function, way: Way, *, is_heard: bool = False) -> Function:
     @functools.wraps(function)
     async def generator(*args: Any, **kwargs: Any) -> Any:
         try:
@@ -144,7 +148,8 @@ def _async_generator_function(breaker: CircuitBreaker, function: Function, way: 
             async for value in _iterated(breaker, function, await _awaited(way._replace(args=args, kwargs=kwargs).instead(error))):
                 yield value
             return
-        breaker._hear("before_call", function, *args, **kwargs)
+        if not is_heard:
+            breaker._hear("before_call", function, *args, **kwargs)
         began = monotonic()
         made = function(*args, **kwargs)
         try:

@@ -602,6 +602,21 @@ def test_pybreakers_listeners_hear_everything(svc: CircuitBreaker, clock: Hands)
     assert svc._is_plain
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_listeners_hear_once_of_each_call_whatever_way(svc: CircuitBreaker, way: Callable[..., Any]) -> None:
+    listener = Listener()
+    svc.add_listener(listener)
+    way(svc, fine)
+    assert listener.heard == [("before", ()), "success"]
+    with pytest.raises(Down):
+        way(svc, fail)
+    assert listener.heard[2:] == [("before", ()), ("failure", Down)]
+    svc.open()
+    with pytest.raises(BreakerOpen):
+        way(svc, fine)
+    assert listener.heard[4:] == [("closed", "open")]
+
+
 def test_a_listener_that_breaks_breaks_nothing(svc: CircuitBreaker) -> None:
     class Broken(Listener):
         def success(self, cb: Any) -> None:
