@@ -78,6 +78,12 @@ Examples:
 """
 
 
+class _Unclear(click.UsageError):
+    """The options are right, and do not say what to do to which breaker: nothing is done."""
+
+    exit_code = FAILED
+
+
 def _action_options(command: Any) -> Any:
     for name, help_ in reversed(_ACTIONS.items()):
         flag = f"--{name.replace('_', '-')}"
@@ -95,13 +101,14 @@ def _action_options(command: Any) -> Any:
 def breakers(service: str | None, history: bool, is_sure: bool, output: str, **chosen: bool) -> int:
     """List circuit breakers, show one, or set one by hand.
 
-    Exit code 1 when there is none, or none of that name. What is set by hand is in every process within a second.
+    Exit code 1 when there is none, or none of that name, or when it is not clear what to do. What is set by hand is in
+    every process within a second.
     """
     orders = [name for name in _ACTIONS if chosen[f"is_{name}"]]
     if len(orders) > 1:
-        raise click.UsageError("Only one of " + ", ".join(f"--{name.replace('_', '-')}" for name in orders) + " at a time.")
+        raise _Unclear("Only one of " + ", ".join(f"--{name.replace('_', '-')}" for name in orders) + " at a time.")
     if (orders or history) and service is None:
-        raise click.UsageError("Which SERVICE?")
+        raise _Unclear("Which SERVICE?")
     settings = load_settings()
     from dramatiq_chaperone.store import queries
 

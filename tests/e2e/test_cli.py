@@ -770,8 +770,24 @@ def test_breakers_that_are_not_there(chaperone: Chaperone, guarded: str, filled:
     done = chaperone("breakers", "paymnets", "--close")
     assert (done.returncode, done.stdout) == (1, "")
     assert "No circuit breaker paymnets is on record" in done.stderr
-    assert chaperone("breakers", "payments", "--close", "--open").returncode == 2
-    assert chaperone("breakers", "--close").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["payments", "--close", "--open"], "Only one of --open, --close at a time."),
+        (["--close"], "Which SERVICE?"),
+        (["--history"], "Which SERVICE?"),
+    ],
+)
+def test_breakers_are_left_alone_while_it_is_not_clear_what_to_do(
+    chaperone: Chaperone, guarded: str, arguments: list[str], said: str
+) -> None:
+    done = chaperone("breakers", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert json.loads(chaperone("breakers", "payments", "--format", "json").stdout)["breakers"][0]["state"] == "open"
+    assert chaperone("breakers", "payments", "--shut").returncode == 2
 
 
 # Live
