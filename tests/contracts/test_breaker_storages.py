@@ -130,6 +130,43 @@ def test_versions_only_grow(storage: Storage) -> None:
     assert found == sorted(set(found))
 
 
+#: A step is waited for 250 ms; a thread of a machine that is busy wakes up later than that, but not each time.
+TRIES, LIMIT_S = 5, 0.3
+
+STEPS: dict[str, Callable[[Storage], Altered | None]] = {
+    "record": lambda storage: record_outcome(storage, "svc", POLICY, FAILURE),
+    "acquire": lambda storage: acquire_permit(storage, "svc", POLICY),
+    "release": lambda storage: release_permit(storage, "svc", POLICY, ("nobody's", 0.0)),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_step_is_waited_for_longer_than_250_ms(
+    settings: StoreSettings | None, storage: Storage, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if settings is None:
+        return  # it waits for nobody
+    alter, go_on = breakers.alter, threading.Event()
+
+    def hangs(*arguments: Any, **more: Any) -> Altered:
+        assert go_on.wait(30)
+        return alter(*arguments, **more)
+
+    waited, waited_again = [], []
+    for _ in range(TRIES):
+        go_on.clear()
+        monkeypatch.setattr(breakers, "alter", hangs)
+        for times in (waited, waited_again):
+            began = time.monotonic()
+            assert STEPS[step](storage) is None
+            times.append(time.monotonic() - began)
+        go_on.set()
+        monkeypatch.undo()
+        wait_until(lambda: record_outcome(storage, "other", POLICY, Outcome(Result.NEITHER)) is not None)
+    assert min(waited) < LIMIT_S
+    assert min(waited_again) < LIMIT_S / 5, "while it is slow the next does not wait at all"
+
+
 def test_a_permit_that_comes_too_late_goes_back(settings: StoreSettings | None, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     if settings is None:
         return  # it is never late

@@ -9,6 +9,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -57,9 +58,9 @@ def test_every_process_hears_of_it(start_worker: StartWorker, redis_url: str, st
         wait_until(lambda: all(each[-1][1:3] == wanted for each in seen().values()), timeout_s=15)
         return max(float(each[-1][0]) for each in seen().values()) - at
 
-    took = [order(what) for what in ("force_open", "auto", "disable", "auto")]
+    took = [order(what) for mode in ("force_open", "disable", "metrics_only", "force_open") for what in (mode, "auto")]
     print("seconds until every process had heard of it:", [round(each, 2) for each in took])
-    assert min(took) < 1
+    assert median(took) < 1
     assert {each[-1][-1] for each in seen().values()} == {"False"}, "a worker with a watcher loads no database for it"
 
     def counted() -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq_chaperone import BreakerOpen, Chaperone, breaker, breakers, events
 from dramatiq_chaperone.breakers.registry import registry
 from dramatiq_chaperone.breakers.sharing import shared, telling
+from dramatiq_chaperone.breakers.storages.database import LOOK_EVERY_S, READ_EVERY_S
 from dramatiq_chaperone.circuits import Circuit, order
 from dramatiq_chaperone.errors import StoreUnavailable
 from dramatiq_chaperone.journal.control import ControlBlock
@@ -29,6 +31,7 @@ from dramatiq_chaperone.settings import Settings
 from dramatiq_chaperone.store import breakers as rows
 from dramatiq_chaperone.store import open_store, queries
 from dramatiq_chaperone.store.breakers import MOST
+from dramatiq_chaperone.watcher import Watcher
 from tests.waiting import wait_until
 
 Env = Callable[..., None]
@@ -151,10 +154,7 @@ def test_no_store_to_be_had(chaperone_env: Env, caplog: pytest.LogCaptureFixture
     chaperone_env(DATABASE_URL="postgresql://nobody:hunter2@127.0.0.1:1/none")
     caplog.set_level(logging.WARNING)
     svc = breaker("payments", failure_threshold=2, timeout=0, success_threshold=1)
-    for _ in range(2):
-        began = time.monotonic()
-        fails("payments")
-        assert time.monotonic() - began < 2, "at most 250 ms are waited, however busy the machine is"
+    fails("payments", 2)
     assert svc.status.state == "open"
     wait_until(lambda: "Circuit breakers go on without the store" in caplog.text)
     assert svc.call(int) == 0
@@ -213,16 +213,26 @@ def test_a_server_that_hangs_holds_no_call_up(
     login = parts.netloc.rpartition("@")[0]
     netloc = f"{login}@127.0.0.1:{between.port}" if login else f"127.0.0.1:{between.port}"
     chaperone_env(DATABASE_URL=parts._replace(netloc=netloc).geturl(), AUTO_MIGRATE=1, TABLE_PREFIX=f"brk{os.getpid()}_")
-    svc = breaker("payments", failure_threshold=3)
+    tries, waited, waited_again = 3, [], []
+    svc = breaker("payments", failure_threshold=1 + 2 * tries)
     fails("payments")
     wait_until(lambda: svc._circuit.version > 0, timeout_s=20)
-    between.freeze()
-    began = time.monotonic()
-    fails("payments", 2)
-    assert time.monotonic() - began < 3, "the first waits 250 ms, the second not at all"
+    storage = registry()._database
+    assert storage is not None
+    for number in range(1, tries + 1):
+        between.freeze()
+        for times in (waited, waited_again):
+            began = time.monotonic()
+            fails("payments")
+            times.append(time.monotonic() - began)
+        between.thaw()
+        wait_until(lambda told=1 + 2 * number: (on_record("payments") or {}).get("failure_count") == told, timeout_s=30)
+        wait_until(lambda: not (storage._is_slow or storage.is_away or storage._kept), timeout_s=30)
+    # On a machine that is busy a thread wakes up later than it wanted, but not each time.
+    assert min(waited) < 0.35, "250 ms"
+    assert min(waited_again) < 0.1, "not at all"
     assert svc.status.state == "open"
-    between.thaw()
-    wait_until(lambda: (on_record("payments") or {}).get("state") == "open", timeout_s=30)
+    assert (on_record("payments") or {})["state"] == "open"
     store = open_store(Settings.load(), create=False)
     registry().close()
     from tests.contracts.conftest import drop_tables
@@ -365,6 +375,14 @@ def test_a_worker_with_a_watcher_asks_nobody_and_writes_into_its_journal(state_d
     assert svc.status.state == "open", "what is older changes nothing"
     shared.told(telling([("payments", Circuit(version=9))], time.time()))
     assert svc.call(int) == 0
+
+
+def test_the_periods_of_those_who_pass_a_change_on_add_up_to_less_than_a_second(chaperone_env: Env, state_dir: Path) -> None:
+    """What a test sees by the clock depends on the machine; this does not."""
+    watcher = Watcher(Settings.load(), multiprocessing.current_process())  # type: ignore[arg-type]  # it is only asked whether it lives
+    told_s = watcher._duties.interval_s
+    assert told_s + LOOK_EVERY_S <= 0.75, "from the store to the watcher, and from its control block to the breaker"
+    assert READ_EVERY_S < 1, "from the store to a breaker without a watcher"
 
 
 def test_the_last_error_is_told_shortened_while_a_circuit_is_not_closed() -> None:

@@ -299,22 +299,46 @@ class TestQueues:
         wait_until(lambda: pausing.paused == {})
 
     @pytest.mark.parametrize("order", ["close", "disable", "metrics_only"])
-    def test_it_goes_on_within_a_second_when_somebody_lets_it(self, make: Callable[..., Stage], service: Service, order: str) -> None:
+    def test_it_goes_on_within_a_second_when_somebody_lets_it(
+        self, make: Callable[..., Stage], service: Service, monkeypatch: pytest.MonkeyPatch, order: str
+    ) -> None:
         stage = make()
         pay = stage.actor(service.call, actor_name="pay", breaker="payments")
         breaker("payments").force_open()
-        pay.send()
         stage.work()
-        pausing = stage.chaperone._runtime._working.gate.pausing  # type: ignore[union-attr]
-        wait_until(lambda: pausing.paused)  # type: ignore[union-attr]
-        if order == "close":
-            breaker("payments").auto()
-        else:
-            getattr(breaker("payments"), order)()
-        at = time.monotonic()
-        wait_until(lambda: service.calls)
-        print(f"{order}: after {time.monotonic() - at:.2f} s")
-        assert len(service.calls) == 1
+        working = stage.chaperone._runtime._working  # type: ignore[union-attr]
+        assert working is not None
+        needs, pausing = working.gate.needs, working.gate.pausing
+        assert pausing is not None
+        turn, resume, turns, resumed = needs.turn, pausing.resume, [0], []
+
+        def counted() -> None:
+            turns[0] += 1
+            turn()
+
+        def noted(*queues: str, by: str) -> None:
+            resumed.append(turns[0])
+            resume(*queues, by=by)
+
+        monkeypatch.setattr(needs, "turn", counted)
+        monkeypatch.setattr(pausing, "resume", noted)
+        took = []
+        for number in range(1, 4):
+            pay.send()
+            wait_until(lambda: pausing.paused)
+            before = turns[0]
+            if order == "close":
+                breaker("payments").auto()
+            else:
+                getattr(breaker("payments"), order)()
+            at, after = time.monotonic(), turns[0]
+            wait_until(lambda wanted=number: len(service.calls) == wanted)
+            took.append(service.calls[-1][0] - at)
+            assert before < resumed[-1] <= after + 1, "the next turn resumes it"
+            breaker("payments").force_open()
+        print(f"{order}: after", [round(each, 2) for each in took], "s")
+        assert working.sampler.interval_s <= 1, "a turn a second"
+        assert min(took) < 1.25, "that turn, and fetching what waits"
 
 
 def test_a_job_that_ends_with_it_is_retried_when_a_call_may_be_let_through(stage: Stage) -> None:
