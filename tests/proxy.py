@@ -15,6 +15,9 @@ class Proxy:
     """Forwards connections to ``host:port``; cut() is a server that went away, freeze() one that hangs.
 
     A thread of the tests' own does the forwarding, one direction at a time: enough for a few connections.
+
+    Attributes:
+      forwarded: how often something came and was sent on, in either direction.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -26,6 +29,7 @@ class Proxy:
         self._running = threading.Event()
         self._running.set()
         self._closed = False
+        self.forwarded = 0
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
         self._thread.start()
 
@@ -95,6 +99,7 @@ class Proxy:
             data = source.recv(CHUNK_BYTES)
             if data:
                 self._peers[source].sendall(data)
+                self.forwarded += 1
                 return
         except OSError:
             pass  # a reset is an end like any other
