@@ -167,6 +167,27 @@ def test_no_step_is_waited_for_longer_than_250_ms(
     assert min(waited_again) < LIMIT_S / 5, "while it is slow the next does not wait at all"
 
 
+def test_the_first_step_takes_the_connection_that_is_there(settings: StoreSettings | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open another one takes as long as a call waits, on a machine that is busy: its failure would come too late to stop the next."""
+    if settings is None:
+        return  # it has none
+    from dramatiq_chaperone import store as package
+
+    opened, open_one = [], package.open_store
+
+    def noted(*arguments: Any, **more: Any) -> Store:
+        opened.append(open_one(*arguments, **more))
+        return opened[-1]
+
+    monkeypatch.setattr(package, "open_store", noted)
+    new = database(settings, [])
+    assert new.start()
+    wait_until(lambda: opened, what="it to look")
+    wait_until(lambda: record_outcome(new, "svc", POLICY, FAILURE) is not None)
+    assert new.stop()
+    assert len(opened) == 1
+
+
 def test_a_permit_that_comes_too_late_goes_back(settings: StoreSettings | None, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     if settings is None:
         return  # it is never late

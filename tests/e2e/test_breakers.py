@@ -96,11 +96,19 @@ import sys, threading, time
 from urllib.error import HTTPError
 from urllib.request import urlopen
 from dramatiq_chaperone import BreakerOpen, breaker
+from dramatiq_chaperone.breakers.breaker import CircuitBreaker
 from dramatiq_chaperone.breakers.registry import registry
 
 shop = breaker("shop", failure_threshold=5, timeout=1, half_open_attempts=1, success_threshold=1)
-url, until = sys.argv[1], time.monotonic() + 60
+url = sys.argv[1]
 ended = threading.Event()
+by_itself, alone = CircuitBreaker._alone, []
+
+def noted(svc, operation):
+    alone.append(1)
+    return by_itself(svc, operation)
+
+CircuitBreaker._alone = noted
 
 def customer():
     while not ended.is_set():
@@ -111,14 +119,16 @@ def customer():
         except HTTPError as error:
             error.close()
 
+shop.call(lambda: urlopen(url).close())
+while registry()._database._store is None: time.sleep(0.01)
+print("connected", flush=True)
+sys.stdin.readline()
 threads = [threading.Thread(target=customer) for _ in range(4)]
 for each in threads: each.start()
-while not registry()._database._is_writing: time.sleep(0.01)
-print("connected", flush=True)
 sys.stdin.readline()
 ended.set()
 for each in threads: each.join()
-print("ended", shop.status.failed, shop.status.refused, flush=True)
+print("ended", shop.status.failed, shop.status.refused, len(alone), flush=True)
 """
 
 
@@ -155,16 +165,21 @@ def test_a_server_that_is_down_is_left_alone(kind: str, request: pytest.FixtureR
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "connected\n"
-        is_down.set()
+        is_down.set()  # between two calls: a success on its way would begin the count anew
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
         wait_until(lambda: opened() >= 3, timeout_s=60)
-        seen, trials = len(served), opened()
         is_down.clear()
         wait_until(lambda: (queries.list_breakers(store) or [{"state": ""}])[0]["state"] == "closed", timeout_s=60)
         ends = [process.communicate("\n", timeout=60)[0].split() for process in processes]
-        failed, refused = (sum(int(end[place]) for end in ends) for place in (1, 2))
-        print(f"{kind}: {failed} calls reached the server while it was down, {refused} did not")
-        assert failed == len(served) >= seen
-        assert seen <= 5 + 16 + trials + len(processes), "one more for each, whose store took longer than a call waits"
+        failed, refused, alone = (sum(int(end[place]) for end in ends) for place in (1, 2, 3))
+        trials = opened() - 1
+        print(f"{kind}: {failed} calls reached the server while it was down, {refused} did not; {trials} trials, {alone} not told in time")
+        assert failed == len(served)
+        # On a machine that is busy the store may take longer than a call waits for it: then its thread goes on by itself.
+        assert failed <= 5 + 16 + trials + alone
     finally:
         for process in processes:
             process.kill()

@@ -81,14 +81,15 @@ def test_a_service_that_is_down_is_left_alone_and_every_job_completes(
         return [each["reason"] for each in told]
 
     wait_until(lambda: opened() >= 3, timeout_s=60, what="a trial that fails, and another")
-    wait_until(lambda: "waiting for shop" in chaperone(fleet, "status"), what="it to be told")
+    wait_until(lambda: "waiting for shop" in chaperone(fleet, "status"), timeout_s=60, what="it to be told")
     shop.is_down = False
-    seen, trials = shop.failed, opened() - 1
     fleet.wait_for(completed=jobs)
+    seen, trials, alone = shop.failed, opened() - 1, sum(fleet.notes("alone").values())
     (retries,) = fleet.sql("SELECT sum(retries), sum(attempt) FROM supervised_jobs")
-    print(f"{broker}, {queue}: {jobs} jobs; {seen} calls while it was down, {trials} trials; {len(set(deferred()))} reasons, "
-          f"{len(deferred())} deferrals told")  # fmt: skip
-    assert seen <= THRESHOLD + PROCESSES * THREADS + trials + PROCESSES, "one more for each, whose store took longer than a call waits"
+    print(f"{broker}, {queue}: {jobs} jobs; {seen} calls while it was down, {trials} trials, {alone} not told in time; "
+          f"{len(set(deferred()))} reasons, {len(deferred())} deferrals told")  # fmt: skip
+    # On a machine that is busy the store may take longer than a call waits for it: then its thread goes on by itself.
+    assert seen <= THRESHOLD + PROCESSES * THREADS + trials + alone
     assert shop.served == jobs, "each once"
     assert retries == (shop.failed, jobs + shop.failed), "one for each failed call, none for a deferral"
     assert set(deferred()) == ({"waiting for shop"} if queue == "mixed" else set())

@@ -76,7 +76,6 @@ class DatabaseStorage(Service):
         self._settings = settings
         self._took, self._collect, self._give_back, self._services = took, collect, give_back, services
         self._store: Store | None = None
-        self._is_writing = False
         self._used_at = 0.0
         self._reset_state()
 
@@ -293,14 +292,13 @@ class DatabaseStorage(Service):
     # -- the connection
 
     def _opened(self) -> Store:
-        """For writing: SQLite's file and tables are made."""
+        """For writing: SQLite's file and tables are made.  Where they were read before, they are there."""
         self._used_at = time.monotonic()
-        if self._store is None or not self._is_writing:
-            self._close()
+        if self._store is None:
             with unforkable:
                 from ...store import open_store
 
-            self._store, self._is_writing = open_store(self._settings, create=True, limit_s=_LIMIT_S), True
+            self._store = open_store(self._settings, create=True, limit_s=_LIMIT_S)
         return self._store
 
     def _readable(self) -> Store | None:
@@ -310,7 +308,7 @@ class DatabaseStorage(Service):
                 from ...store import open_store
 
             try:
-                self._store, self._is_writing = open_store(self._settings, create=False, limit_s=_LIMIT_S), False
+                self._store = open_store(self._settings, create=False, limit_s=_LIMIT_S)
             except SchemaError:
                 if not self._settings.database_url.startswith("sqlite"):  # a server is asked less often for what is not there
                     self._try_again_at = time.monotonic() + BACKOFF_S[-1]
