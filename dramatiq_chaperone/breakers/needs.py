@@ -12,7 +12,7 @@ from .registry import breaker, registry
 
 
 def prepare(services: Sequence[str]) -> None:
-    """Jobs of this process will need them."""
+    """Jobs of this process will need them: how they stand is known here from now on, if the store answers within 250 ms."""
     found = [breaker(service) for service in services]
     if any(each.policy and each.is_shared for each in found):  # its policy makes up each one's mind where it is kept
         registry().prepare()

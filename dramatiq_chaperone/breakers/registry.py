@@ -114,7 +114,7 @@ class Registry:
             return self._database
 
     def prepare(self) -> None:
-        """Be ready for a failure of a shared service."""
+        """Be ready for a failure of a shared service, and know how all of them stand, if the store answers within 250 ms."""
         settings = self.settings()
         if settings.circuit_breaker_enabled:
             self._shared(settings).prepare()

@@ -90,10 +90,12 @@ class Runtime:
             with unforkable:  # here, for a process that only sends needs nothing of it
                 from .worker import WorkerProcess
             try:
-                self._work(WorkerProcess(self._settings, self._broker, worker, expects_watcher=expects_watcher))
+                working = WorkerProcess(self._settings, self._broker, worker, expects_watcher=expects_watcher)
             except JournalError:
                 self._late = Turns("boot", lambda now: self._start_late(worker, expects_watcher=expects_watcher), JOURNAL_RETRY_S)
                 raise
+            self._work(working)
+        working.gate.needs.prepare()  # not under the lock: it may wait for the store, and no send() must wait for that
 
     def _work(self, working: WorkerProcess) -> None:
         self._working = working

@@ -26,7 +26,7 @@ class Breakers(Protocol):
     """The breakers of this process: the module :mod:`dramatiq_chaperone.breakers.needs`."""
 
     def prepare(self, services: Sequence[str]) -> None:
-        """Jobs of this process will need them."""
+        """Jobs of this process will need them.  Once this returns it is known how they are, unless whoever knows takes too long."""
 
     def wait_s(self, service: str) -> float:
         """Seconds until a job may be let through, as far as is known without asking; 0: now, or it has to be asked for."""
@@ -136,14 +136,18 @@ class Needs:
         policy = self._policy(actor.actor_name, actor.queue_name)
         return policy.supervised and any(name == refused or self.breakers.wait_s(name) > 0 for name in policy.services)
 
+    def prepare(self) -> None:
+        """At the boot, before the first job: it must not call what others have found dead."""
+        if self.is_in_use and not self._is_prepared:
+            self._is_prepared = True
+            services = {name: None for actor in self._actors() for name in services_of(actor.options.get(_OPTION))}
+            self._guarded(lambda: self.breakers.prepare(list(services)))
+
     def turn(self) -> None:
         """Resume the queues that have something to do again: once a second, on the sampler's side."""
         if not self.is_in_use:
             return
-        if not self._is_prepared:
-            self._is_prepared = True
-            services = {name: None for actor in self._actors() for name in services_of(actor.options.get(_OPTION))}
-            self._guarded(self.breakers.prepare, list(services))
+        self.prepare()
         if self._pausing is not None:
             for queue, holders in list(self._pausing.paused.items()):
                 if BY in holders:

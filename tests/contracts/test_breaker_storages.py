@@ -188,6 +188,43 @@ def test_the_first_step_takes_the_connection_that_is_there(settings: StoreSettin
     assert len(opened) == 1
 
 
+def test_a_process_that_prepares_knows_how_the_circuits_stand(settings: StoreSettings | None, storage: Storage) -> None:
+    if settings is None:
+        return  # nobody else has them
+    done(give_order(storage, "svc", POLICY, "force_open"))
+    shared.circuits.clear()
+    new = database(settings, [])
+    try:
+        new.prepare()
+        assert shared.circuits["svc"].mode == "forced_open"
+    finally:
+        assert new.stop()
+
+
+def test_a_process_that_prepares_waits_no_longer_than_250_ms_for_the_store(
+    settings: StoreSettings | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if settings is None:
+        return
+    told, go_on, waited = breakers.read_told, threading.Event(), []
+
+    def hangs(store: Store) -> Any:
+        assert go_on.wait(30)
+        return told(store)
+
+    for _ in range(TRIES):
+        go_on.clear()
+        monkeypatch.setattr(breakers, "read_told", hangs)
+        new = database(settings, [])
+        began = time.monotonic()
+        new.prepare()
+        waited.append(time.monotonic() - began)
+        go_on.set()
+        monkeypatch.undo()
+        assert new.stop()
+    assert 0.2 < min(waited) < LIMIT_S
+
+
 def test_a_permit_that_comes_too_late_goes_back(settings: StoreSettings | None, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     if settings is None:
         return  # it is never late

@@ -56,6 +56,23 @@ def shop() -> Iterator[Shop]:
     made.close()
 
 
+def test_a_worker_that_starts_knows_of_an_open_breaker_before_its_first_job(
+    make_fleet: Callable[..., Fleet], shop: Shop, redis_url: str
+) -> None:
+    fleet = make_fleet(redis_url, SHOP=shop.url, QUEUE="default", SHOP_QUEUE="shop")
+    fleet.app = "tests.e2e.waiting_app"
+    shop.is_down = False
+    fleet.run("breaker('shop').force_open()")
+    fleet.send("order.send()", 20)
+    master = fleet.start(processes=2, threads=2)
+    wait_until(lambda: "waiting for shop" in chaperone(fleet, "status"), timeout_s=30, what="it to be told")
+    assert shop.served == 0
+    fleet.run("breaker('shop').auto()")
+    fleet.wait_for(completed=20)
+    assert shop.served == 20
+    assert master.stop() == 0
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])

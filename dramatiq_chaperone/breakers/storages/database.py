@@ -91,6 +91,8 @@ class DatabaseStorage(Service):
         self._try_again_at = self._due_at = 0.0
         self._trouble: str | None = None
         self._is_expected = False
+        #: Set when it was seen how the circuits stand, or that this cannot be seen.
+        self._has_seen = threading.Event()
 
     def forked(self) -> None:
         """What waits is the parent's, and it tells it."""
@@ -121,17 +123,21 @@ class DatabaseStorage(Service):
         return shared.circuits.get(service)
 
     def prepare(self) -> None:
-        """Load what the store takes ahead: at the first failure of all, that alone would be longer than a call waits."""
+        """Be ready for the first failure, and see how the circuits stand; the store is waited for as a call waits for it."""
+        with unforkable:
+            from ...store import breakers  # noqa: F401 - here, for that alone takes longer than a call waits
+        self._has_seen.clear()
         self._is_expected = True
-        self.start()
-        self.wake()
+        if self.start():
+            self.wake()
+            self._has_seen.wait(WAIT_S)
 
     # -- its own thread
 
     def run_once(self) -> None:
         """Take the steps that wait, and once a second see and tell what is new."""
         if self._is_expected:
-            self._load()
+            self._look()
         self._work()
         link = shared.link
         is_watched = link is not None and link.is_watched()
@@ -152,13 +158,16 @@ class DatabaseStorage(Service):
         if is_watched and self._store is not None and now - self._used_at > _IDLE_S:
             self._close()
 
-    def _load(self) -> None:
+    def _look(self) -> None:
+        """At once, whether there is a watcher or not, for that has yet to find this process."""
         self._is_expected = False
+        self._used_at = time.monotonic()
         try:
-            self._readable()
+            self._see()
         except StoreError as error:
             self._away(error)
-        self._used_at = time.monotonic()
+        finally:
+            self._has_seen.set()
 
     def drain(self) -> None:
         """At the end: what waits, and what was not told."""
@@ -236,24 +245,29 @@ class DatabaseStorage(Service):
 
     def _exchange(self, *, is_watched: bool) -> None:
         """Catch up, tell the calls, and see what others did."""
-        from ...store import breakers
-
         try:
             if self.is_away or self._kept or self._is_behind:
                 self._catch_up()
             calls = [] if is_watched else self._collect()
             if calls:
                 self._tell(calls)
-            store = self._readable()
-            if store is not None and not is_watched:
-                found, now = breakers.read_told(store)
-                self.clock.set(now)
-                for service, circuit in found:
-                    shared.adopt(service, circuit)
+            if not is_watched:
+                self._see()
         except StoreError as error:
             self._away(error)
         else:
             self._back()
+
+    def _see(self) -> None:
+        """What others did."""
+        from ...store import breakers
+
+        store = self._readable()
+        if store is not None:
+            found, now = breakers.read_told(store)
+            self.clock.set(now)
+            for service, circuit in found:
+                shared.adopt(service, circuit)
 
     def _catch_up(self) -> None:
         """The steps that waited, as old as they are; when all are taken, and not before, the store knows best."""

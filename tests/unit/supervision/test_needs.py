@@ -249,6 +249,17 @@ def test_a_running_job_knows_what_is_open() -> None:
 
 def test_the_services_of_all_actors_are_prepared_for_once() -> None:
     desk = Desk(pay=["payments", "mail"], send="mail")
-    desk.needs.turn()
+    desk.needs.prepare()
+    assert desk.breakers.log == [("prepare", "payments", "mail")], "at the boot"
     desk.needs.turn()
     assert desk.breakers.log == [("prepare", "payments", "mail")]
+    late = Desk(pay="payments")
+    late.needs.turn()
+    late.needs.turn()
+    assert late.breakers.log == [("prepare", "payments")], "at the first turn of a worker that could not begin at its boot"
+
+
+def test_a_worker_that_needs_nothing_prepares_for_nothing() -> None:
+    desk = Desk(work=None)
+    desk.needs.prepare()
+    assert (desk.loads, desk.breakers.log) == (0, [])
