@@ -65,8 +65,10 @@ class Gatekeeping:
         self.disk = DiskCheck(settings, recorder, lambda: [actor.options for actor in list(broker.actors.values())])
         self.disk.turn(time.monotonic())
         self.needs = Needs(running, _breakers, recorder.policy, lambda: list(broker.actors.values()), self.pausing)
-        # Suspicion last: it writes down that the message is about to run.
-        self.admission.checks = (self.disk, self.needs, self.suspicion.check)
+        # Suspicion may have to wait for seconds, and must not do so with a trial permit in its hands.  That a suspect has begun
+        # it writes down when nothing can put it off any more: else it would be charged with a death of this worker.
+        self.admission.checks = (self.disk, self.suspicion.check, self.needs)
+        self.admission.begin = self.suspicion.begin
         self.admission.dismiss = self.needs.dismiss
         self.admission.is_in_use = lambda: self.disk.is_in_use or self.needs.is_in_use
         logging.getLogger(SKIPS).addFilter(is_news)

@@ -119,10 +119,12 @@ class Admission:
       claims: asked where the deferrer may leave more than one copy of a message.
 
     Attributes:
-      checks: in their order; the first that has something against it decides.
+      checks: in their order; the first that has something against it decides.  What a check takes, others may wait for: the
+        one that takes something comes last.
       gaps: knows which of the fetched messages are not ours any more.
       tells_redelivery: whether the broker says of a message that it was delivered before.
       pauses: how a queue is paused, None where that cannot be done.
+      begin: told of a slot whose message is a suspect, and runs now: nothing can put it off any more.
       dismiss: told of a slot whose message a check has let through with something in its hands, and that does not run.
       is_in_use: whether messages of this worker can be put off at all; asked about those that were delivered again.
     """
@@ -145,6 +147,7 @@ class Admission:
         self.checks: tuple[Check, ...] = ()
         self.pauses: Pauses | None = None
         self.is_in_use: Callable[[], bool] = lambda: True
+        self.begin: Callable[[Slot], None] = lambda slot: None
         self.dismiss: Callable[[Slot], None] = lambda slot: None
 
     def admit(self, proxy: Any) -> None:
@@ -187,6 +190,11 @@ class Admission:
                 break
         if self._claims is not None:
             self._claim(slot, proxy, self._claims, in_doubt=in_doubt)
+        if slot.suspect is not None:
+            try:
+                self.begin(slot)
+            except Exception as error:  # noqa: BLE001 - as above
+                internal_error("gate", error, job_id=slot.message.message_id)
 
     def _claim(self, slot: Slot, proxy: Any, claims: Claims, *, in_doubt: bool) -> None:
         """Let the message through unless another copy of it has run, or runs."""

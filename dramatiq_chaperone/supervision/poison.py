@@ -98,7 +98,7 @@ class Suspicion:
         return self._recorder.settings.max_crashes if found is None else int(found)
 
     def check(self, message: Any, policy: Policy) -> Verdict:
-        """Whether a message may run."""
+        """Whether a message may run.  A suspect that may is in the slot, for :meth:`begin`."""
         suspects = self.suspects
         if not suspects and not self._tells_redelivery:
             return None
@@ -112,7 +112,7 @@ class Suspicion:
             return None
 
     def _judge(self, slot: Slot, message: Any, limit: int) -> Verdict:
-        job_id, own = message.message_id, self._recorder.origin.worker_id
+        job_id = message.message_id
         self._wait_for_records()
         cancelled = self._desk.ask(lambda store: _cancelled(store, job_id))
         if cancelled is not None:
@@ -128,15 +128,24 @@ class Suspicion:
                 crashes = self._crashes(job_id)
         if len(crashes) >= limit:
             return self._refuse(message, crashes, limit)
-        is_last = bool(crashes) and len(crashes) == limit - 1
-        if is_last:
+        if crashes and len(crashes) == limit - 1:
             self._wait_alone(slot, job_id)
+        slot.suspect = job_id
+        return None
+
+    def begin(self, slot: Slot) -> None:
+        """The suspect of *slot* runs now: one whose start is on record, and that has no end, has ended its worker."""
+        job_id, slot.suspect, own = slot.suspect, None, self._recorder.origin.worker_id
+        if job_id is None or slot.message is None or slot.message.message_id != job_id:
+            return  # another one before it, which had to wait for something else
         try:
             self._desk.ask(lambda store: _begin(store, job_id, own))
+        except StoreError as error:  # as above
+            logger.warning("The store cannot be told that message %s, which a dead worker held, runs: %s", job_id, error)
         finally:
-            if is_last:
+            alone = self._alone
+            if alone is not None and alone[:2] == (slot, job_id):
                 self._alone = (slot, job_id, time.monotonic())
-        return None
 
     def _wait_for_records(self) -> None:
         """After a restart the message may be here before the watcher has written down who died of it."""

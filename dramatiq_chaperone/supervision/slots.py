@@ -33,6 +33,7 @@ class Slot:
       time_limit_ms: what TimeLimit asked for.
       is_redelivered: the broker has delivered the message before.
       is_requeued: the message went back to the broker while its verdict was awaited: a retry.
+      suspect: id of the last message that may have ended a worker, and that may run; None once it does.
       held: what the message that was received holds of the circuit breakers that it needs, None if it needs none.
       putting_off: id of the message that is being put off: its enqueue is no new one.
       last_end: (job_id, error, reason) of the message that ended last, for the nack that follows; without a reason that is no news.
@@ -59,6 +60,7 @@ class Slot:
         "putting_off",
         "sends",
         "sent",
+        "suspect",
         "taken",
         "time_limit_ms",
     )
@@ -84,6 +86,7 @@ class Slot:
         self.notify_shutdown = False
         self.is_redelivered = False
         self.is_requeued = False
+        self.suspect: str | None = None
         self.held: tuple[Any, ...] | None = None
         self.putting_off: str | None = None
         self.last_end: tuple[str, tuple[str, str, str, str] | None, str | None] | None = None

@@ -253,9 +253,28 @@ def test_a_message_that_is_delivered_again_waits_for_the_record_of_the_death_tha
     verdict = suspicion.check(Message("default", "work", (), {}, {}, message_id="j1"), policy)
     late.join()
     assert isinstance(verdict, Refused)
-    assert suspicion.check(Message("default", "work", (), {}, {}, message_id="j2"), policy) is None, "nobody died of it again"
-    assert suspicion.check(Message("default", "work", (), {}, {}, message_id="j3"), policy) is None
+    slot = running.slot()
+    for job_id in ("j2", "j3"):  # nobody died of j2 again
+        slot.message = Message("default", "work", (), {}, {}, message_id=job_id)
+        assert suspicion.check(slot.message, policy) is None
+        suspicion.begin(slot)
     assert ward.store.rows("SELECT job_id FROM {suspects} WHERE started_at IS NOT NULL ORDER BY job_id") == [("j2",), ("j3",)]
+
+
+def test_a_suspect_that_does_not_run_after_all_has_not_begun(ward: Ward) -> None:
+    """What waits for a service would else be charged with the death of a worker that it never ran in."""
+    ward.bench.work()
+    working = ward.bench.chaperone._runtime._working  # type: ignore[union-attr]
+    assert working is not None
+    running = RunningJobs()
+    suspicion = Suspicion(running, working.recorder, working.gate.desk, tells_redelivery=True)
+    slot, policy = running.slot(), policy_of_unknown("work", "default", ward.settings)
+    slot.is_redelivered = True
+    slot.message = Message("default", "work", (), {}, {}, message_id="j1")
+    assert suspicion.check(slot.message, policy) is None
+    slot.message = Message("default", "work", (), {}, {}, message_id="j2")  # j1 was put off
+    suspicion.begin(slot)
+    assert ward.store.rows("SELECT job_id FROM {suspects} WHERE started_at IS NOT NULL") == []
 
 
 def test_a_suspect_waits_until_the_deaths_of_this_machine_are_on_record(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -276,6 +277,38 @@ class TestPermits:
         pay.send()
         stage.run()
         assert (seen, state()) == ([1], "closed")
+
+    def test_none_is_held_while_the_deaths_of_others_are_waited_for(self, stage: Stage, service: Service) -> None:
+        """A message that a dead worker held may wait for seconds until that is on record; the trials of others must not."""
+        mixed(stage)
+        pay = stage.actor(service.call, actor_name="pay", breaker="payments", max_retries=0)
+        assert stage.chaperone is not None
+        self.half_open()
+        stage.work(threads=1)
+        working = stage.chaperone._runtime._working  # type: ignore[union-attr]
+        assert working is not None
+        dead, asked = {"host-9-aaaa"}, threading.Event()
+
+        def unrecorded() -> set[str]:
+            asked.set()
+            return set(dead)
+
+        suspicion = working.gate.suspicion
+        suspicion._unrecorded = unrecorded
+        message = pay.message()
+        suspicion.add([message.message_id])
+        stage.broker.enqueue(message)
+        assert asked.wait(10), "it is looked at"
+        with breaker("payments"):  # the only permit there is
+            assert self.held() == 1
+            dead.clear()
+            wait_put_off(stage)
+            with contextlib.closing(open_store(stage.chaperone.settings, create=False)) as store:
+                begun = "SELECT job_id FROM {suspects} WHERE started_at IS NOT NULL"
+                assert store.rows(begun) == [], "it did not run, and no death of this worker is its doing"
+        stage.join()
+        assert len(service.calls) == 1
+        assert state() == "closed"
 
 
 class TestQueues:

@@ -252,6 +252,39 @@ def test_a_message_whose_copy_may_be_there_all_the_same_claims_its_run(monkeypat
     assert internal_errors.pop("deferral") == 1
 
 
+class TestSuspects:
+    """What is told of a suspect's beginning is charged with the death of its worker: it is told last of all."""
+
+    @staticmethod
+    def suspects(door: Door) -> list[str]:
+        begun: list[str] = []
+        door.slot.suspect = door.message.message_id
+        door.admission.begin = lambda slot: begun.append(slot.message.message_id)
+        return begun
+
+    def test_one_that_runs_begins(self) -> None:
+        door = Door(passes, deferrer=Rabbit(), claims=Claims(allows=True))
+        begun = self.suspects(door)
+        door.knock()
+        assert begun == [door.message.message_id]
+
+    @pytest.mark.parametrize(("check", "allows"), [(waits, True), (refuses, True), (passes, False)])
+    def test_one_that_does_not_run_does_not(self, check: Any, allows: bool) -> None:
+        door = Door(check, deferrer=Rabbit(), claims=Claims(allows=allows), options={"deferrals": 1})
+        begun = self.suspects(door)
+        with pytest.raises(SkipMessage):
+            door.knock()
+        assert begun == []
+
+    def test_one_that_nobody_can_be_told_of_runs_all_the_same(self) -> None:
+        internal_errors.clear()
+        door = Door(passes)
+        self.suspects(door)
+        door.admission.begin = lambda slot: 1 / 0  # type: ignore[assignment, return-value]
+        door.knock()
+        assert internal_errors.pop("gate") == 1
+
+
 def test_dramatiqs_warning_of_a_skipped_message_is_left_out_for_one_that_waits() -> None:
     door = Door(waits, deferrer=Deferrer())
     record = logging.LogRecord("w", logging.WARNING, "", 1, "Message %s was skipped.", (door.proxy,), None)
