@@ -124,12 +124,6 @@ class CircuitBreaker(Knowledge):
         else:
             await self._settle_async(self._leave(), error, took_s=took_s)
 
-    def _succeeded(self, took_s: float | None) -> None:
-        self._count_success()
-        self.succeeded_at = monotonic()
-        if took_s is not None:
-            self._observe(took_s)
-
     def call(  # type: ignore[override]  # the fallback is ours
         self, function: Callable[..., Any], /, *args: Any, fallback: Any = NO_FALLBACK, fallback_on_failure: bool = False, **kwargs: Any
     ) -> Any:
@@ -156,9 +150,7 @@ class CircuitBreaker(Knowledge):
                 raise
             if type(value) in lazy.LAZY:
                 return lazy.guarded(self, value, Way(on_failure=fallback_on_failure))
-            self._count_success()
-            self.succeeded_at = ended = monotonic()
-            self._observe(ended - began)
+            self._succeeded(monotonic() - began)
             return value
         return self._call(function, Way(fallback, args, kwargs, fallback_on_failure))
 
@@ -439,11 +431,17 @@ class CircuitBreaker(Knowledge):
         return configuration.is_enabled and self._circuit.mode != DISABLED
 
     def _count(self, result: Result) -> None:
-        tally = self.tally
-        count = tally.succeeded if result is Result.SUCCESS else tally.failed if result is Result.FAILURE else tally.ignored
-        count.add()
         if result is Result.SUCCESS:
-            self.succeeded_at = monotonic()
+            self._succeeded()
+        else:
+            (self.tally.failed if result is Result.FAILURE else self.tally.ignored).add()
+
+    def _succeeded(self, took_s: float | None = None) -> None:
+        """On the way of nearly every call."""
+        self._count_success()
+        self.succeeded_at = monotonic()
+        if took_s is not None:
+            self._observe(took_s)
 
     def _end_trial(self, held: Held, result: Result, error: str | None, configuration: Configuration) -> None:
         if held.result is not None:  # the guards inside have seen the service itself
