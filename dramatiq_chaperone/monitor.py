@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from . import host
 from .errors import StoreError
 from .events import JobRecovered, JobStuck, publish
+from .service import internal_error
 from .store import Store, commands, leases, queries, retention, stalls
 from .store.leases import Lease, LeaseLost
 from .store.losses import worker_silent
@@ -125,10 +126,20 @@ class Monitor:
         if now >= self._next_commands:
             self._next_commands = now + COMMANDS_EVERY_S
             leases.under(store, lease, lambda: commands.give_back(store, after_s=GIVE_BACK_S))
-        if self._alerting is not None:
-            self._alerting.turn(store, lease)
+        self._alert(store, lease)
         if now >= self._next_retention and self._retain(store, lease, now + ROUND_S):
             self._next_retention = now + RETENTION_EVERY_S
+
+    def _alert(self, store: Store, lease: Lease) -> None:
+        """Whatever goes wrong with an alert, workers are watched."""
+        if self._alerting is None:
+            return
+        try:
+            self._alerting.turn(store, lease)
+        except (StoreError, LeaseLost):
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            internal_error("alerts", error)
 
     # -- workers
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import SettingsError
 from ..events import NotificationFailed, NotificationSent, publish
-from ..service import internal_error
+from ..service import Service, internal_error
 from ..store import alerts as rows
 from ..store import deliveries, leases
 from ..store.deliveries import Delivery
@@ -69,8 +69,9 @@ class Alerting:
         modules: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._holder, self._modules, self._wake, self._clock = settings, holder, modules, wake, clock
+        self._settings, self._holder, self._wake, self._clock = settings, holder, wake, clock
         self._judge = Judge(settings)
+        self._loading = _Loading(settings, modules, wake)
         self._begun: _Begun | None = None
 
     def turn(self, store: Store, lease: Lease) -> None:
@@ -80,7 +81,10 @@ class Alerting:
             return
         if self._begun is None or self._begun.lease != lease:
             self.let_go()
-            self._begun = self._begin(store, lease)
+            channels = self._loading.channels()
+            if channels is None:
+                return  # what happens meanwhile waits for the rules that are being imported
+            self._begun = self._begin(store, lease, channels)
         self._begun.turn(store, self._clock())
 
     def let_go(self) -> None:
@@ -99,21 +103,44 @@ class Alerting:
             time.sleep(0.05)
         self._begun.collect(store, self._clock())
 
-    def _begin(self, store: Store, lease: Lease) -> _Begun:
-        for module in self._modules:
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # noqa: BLE001 - the others work on
-                internal_error(f"alerts: import of {module}", error)
-        channels = channels_of(self._settings, check=True)
-        for name, problem in channels.wrong.items():
-            logger.error("The alert channel %s is of no use: %s. The others work on.", name, problem)
+    def _begin(self, store: Store, lease: Lease, channels: Channels) -> _Begun:
         begun = _Begun(self._settings, self._holder, lease, self._judge, channels, Senders(self._wake))
         now = self._clock()
         back = leases.under(store, lease, lambda: deliveries.give_back(store, begun.claimant, now))
         if back:
             logger.warning("%d messages of alerts were on their way when their sender ended: they are sent again.", back)
         return begun
+
+
+class _Loading(Service):
+    """Imports what the rules and channels of users are in, and Apprise: that takes seconds, in which others have their turns."""
+
+    name = "alerts"
+
+    def __init__(self, settings: Settings, modules: Sequence[str], wake: Callable[[], None]) -> None:
+        super().__init__(interval_s=60.0)
+        self._settings, self._modules, self._woken = settings, modules, wake
+        self._channels: Channels | None = None
+
+    def channels(self) -> Channels | None:
+        """All channels; None: they are being loaded."""
+        if self._channels is None:
+            self.start()
+        return self._channels
+
+    def run_once(self) -> None:
+        """Load them, once."""
+        self.stop()
+        for module in self._modules:
+            try:
+                importlib.import_module(module)
+            except BaseException as error:  # noqa: BLE001 - the others work on
+                internal_error(f"alerts: import of {module}", error)
+        channels = channels_of(self._settings, check=True)
+        for name, problem in channels.wrong.items():
+            logger.error("The alert channel %s is of no use: %s. The others work on.", name, problem)
+        self._channels = channels
+        self._woken()
 
 
 class _Begun:
@@ -130,6 +157,8 @@ class _Begun:
                 logger.error("The route %s of alerts: %s", route.name, error)
         self._judge = judge
         self._teller = Teller(settings, channels, routes)
+        #: Channels that did not take the last message that they were given.
+        self._down: set[str] = set()
         self._next_flush = self._next_health = 0.0
         url = settings.alerts.get("watchdog_url", "")
         self._watchdog = Watchdog(url) if url.startswith(("http://", "https://")) else None
@@ -196,6 +225,7 @@ class _Begun:
         """Keep what came of a delivery, and what follows.  For the inside of a transaction."""
         delivery, sent = result.delivery, result.sent
         if sent.is_sent:
+            self._down.discard(delivery.channel)
             if not deliveries.finish(store, delivery, "sent", now, seconds=result.took_s, title=sent.title):
                 deliveries.drop_waiting(store, delivery.message, delivery.channel)  # it was given up, and has arrived
             rows.told(store, [key for key, _ in delivery.alerts], now)
@@ -213,8 +243,10 @@ class _Begun:
         delivery, sent = result.delivery, result.sent
         channel = self._channels.by_name.get(delivery.channel)
         fallback = channel.fallback if channel is not None and channel.fallback in self._channels.by_name else ""
-        is_last = sent.is_misconfigured or delivery.attempt > len(BACKOFF_S)
+        is_last = sent.is_misconfigured or delivery.attempt > len(BACKOFF_S) or delivery.channel in self._down
         is_hopeless = sent.is_misconfigured or now - delivery.created_at > MOST_S
+        if is_last:
+            self._down.add(delivery.channel)  # what comes after it need not wait as long for the fallback
         if (is_last and fallback) or is_hopeless:
             deliveries.add(store, fallback or "log", delivery.alerts, now, route=delivery.route, notice=delivery.notice)
             return

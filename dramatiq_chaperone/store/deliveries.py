@@ -6,6 +6,7 @@ again and says that it may be a repeat.  So a message is sent at least once, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -65,6 +66,14 @@ def _key(store: Store, key: str) -> Any:
     return int(key) if store.key_type == "id" else key
 
 
+#: Messages of one moment keep their order; attempts at one keep its place.
+_numbers: Final = itertools.count()
+
+
+def _new_message(at: float) -> str:
+    return f"{int(at * 1e6):014x}-{next(_numbers) % 0x1000000:06x}-{secrets.token_hex(4)}"
+
+
 def add(
     store: Store,
     channel: str,
@@ -87,7 +96,7 @@ def add(
         "attempt": attempt,
         "result": result,
         "route": route[:255],
-        "message": message or secrets.token_hex(10),
+        "message": message or _new_message(at),
         "notice": notice,
         "alerts": json.dumps(alerts),
         "next_at": _at(store, at if next_at is None else next_at),
@@ -110,7 +119,7 @@ def _select(store: Store, condition: str, values: Sequence[Any], tail: str) -> l
 
 def waiting(store: Store, *, limit: int = 500) -> list[Delivery]:
     """Those that wait, the oldest first, due or not: a newer one of a channel does not overtake."""
-    return _select(store, "result = ?", (WAITING,), f"ORDER BY created_at, id LIMIT {int(limit)}")
+    return _select(store, "result = ?", (WAITING,), f"ORDER BY created_at, message LIMIT {int(limit)}")
 
 
 def claim(store: Store, key: str, holder: str, at: float) -> bool:

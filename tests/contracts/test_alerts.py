@@ -81,12 +81,18 @@ class Stage:
     def passes(self, seconds: float = 0.0) -> None:
         """Time passes, and everything that is due is done."""
         self.now += seconds
+        wait_until(self._turn)
         for _ in range(3):
             self.alerting.turn(self.store, self.lease)
             assert self.alerting._begun is not None
             senders = self.alerting._begun.senders
             wait_until(lambda senders=senders: not senders.in_flight() or bool(senders._results))
         self.alerting.turn(self.store, self.lease)
+
+    def _turn(self) -> bool:
+        """One turn; what it needs may be being loaded."""
+        self.alerting.turn(self.store, self.lease)
+        return self.alerting._begun is not None
 
     def alerts(self) -> list[dict[str, Any]]:
         return rows.list_alerts(self.store)[::-1]
@@ -372,6 +378,28 @@ def test_a_failed_attempt_is_made_again_and_then_the_fallback_is_asked(stage: Ca
         channels._registered.pop("spare")
 
 
+def test_a_channel_that_is_down_keeps_nothing_from_its_fallback(stage: Callable[..., Stage], post: Post) -> None:
+    spare = Post()
+    alert_channel("spare")(spare)
+    try:
+        alerts = {"channels": {"post": {"fallback": "spare"}}, "routes": [{"channels": ["post"], "group_by": ["job_id"]}]}
+        it = stage(alert_group_wait=0, alert_channels=[], alerts=alerts)
+        post.answer = lambda message: False
+        for number in range(5):
+            it.happens(dead(f"j{number}"))
+        for wait_s in (0, *BACKOFF_S):
+            it.passes(wait_s + 1)
+        for _ in range(6):
+            it.passes(1)
+        assert len(spare.sent) == 5, "the first is tried for minutes, the others once"
+        post.answer = lambda message: None
+        it.happens(dead("j9"))
+        it.passes(1)
+        assert len(post.sent) == 1
+    finally:
+        channels._registered.pop("spare")
+
+
 def test_one_that_may_have_arrived_says_so_and_others_do_not_overtake_it(stage: Callable[..., Stage], post: Post) -> None:
     it = stage(alert_group_wait=0, alert_group_interval=0)
     answers = iter([False])
@@ -395,10 +423,9 @@ def test_what_was_on_its_way_when_its_sender_died_is_sent_again_by_the_next_and_
         sends.append(arguments)
         raise SystemExit
 
-    it.alerting.turn(it.store, it.lease)
+    it.passes()
     begun = it.alerting._begun
     assert begun is not None
-    it.passes()
     assert len(post.sent) == 1
     it.happens(dead("j2"))
     begun.senders.send = die  # type: ignore[method-assign]  # it dies between its claim and the channel
