@@ -55,7 +55,7 @@ class Message(NamedTuple):
     def text(self, format_: str, limit: int = 0) -> str:
         """As 'text', 'markdown' or 'html', at most *limit* characters long; 0: any length.  What is cut is cut at the end."""
         write = {"markdown": _markdown, "html": _html}.get(format_, _text)
-        blocks = list(self.blocks)
+        blocks = [block._replace(text=_tame(block.text), pairs=[(_tame(a), _tame(b)) for a, b in block.pairs]) for block in self.blocks]
         written = "\n".join(write(each) for each in blocks)
         while limit and len(written) > limit and len(blocks) > 1:
             blocks.pop()
@@ -192,6 +192,14 @@ def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + _CUT
 
 
+#: What some chat services take for a call to everybody, wherever it comes from: an exception's text, an argument.
+_CALLS: Final = re.compile(r"<(?=[!@#])|@(?=everyone|here|channel)")
+
+
+def _tame(text: str) -> str:
+    return _CALLS.sub("\\g<0>\u200b", text)
+
+
 def _text(block: Block) -> str:
     match block.kind:
         case "pairs":
@@ -203,12 +211,12 @@ def _text(block: Block) -> str:
     return block.text
 
 
-#: What would begin a mark.
-_MARKS: Final = re.compile(r"([\\`*_\[\]~|#])")
+#: What would begin a mark; an underscore inside of a name does not, and not every service knows escapes.
+_MARKS: Final = re.compile(r"[\\`*\[\]~|<>]|(?<!\w)_|_(?!\w)")
 
 
 def _escaped(text: str) -> str:
-    return _MARKS.sub(r"\\\1", text).replace("\n", " ")
+    return _MARKS.sub(r"\\\g<0>", text).replace("\n", " ")
 
 
 def _markdown(block: Block) -> str:

@@ -97,6 +97,16 @@ def test_slack(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(attachment["text"]) < 35_000
 
 
+def test_what_a_job_says_calls_nobody(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = alert(evidence={"key": "j1", "details": [["Exception", "<!channel> <@U6TTX1F9R> @everyone <b>*x*</b>"]]})
+    assert slack(server, monkeypatch).send(message(evil)).is_sent
+    text = server.got[0].data["attachments"][0]["text"]
+    assert "<!" not in text
+    assert "<@" not in text
+    assert "@everyone" not in message(evil).text("text")
+    assert "<b>" not in message(evil).text("html")
+
+
 def test_discord(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
     from apprise.plugins.discord import NotifyDiscord
 
