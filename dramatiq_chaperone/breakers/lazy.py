@@ -7,13 +7,11 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
 from time import monotonic
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .errors import BreakerOpen
-
-if TYPE_CHECKING:
-    from .breaker import CircuitBreaker
-    from .ways import Way
+from .gate import Gate
+from .ways import Way
 
 #: What a call gives that has yet to run.
 LAZY: Final = frozenset({GeneratorType, CoroutineType, AsyncGeneratorType})
@@ -26,22 +24,22 @@ def is_lazy(function: Function) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
-def decorated(breaker: CircuitBreaker, function: Function, way: Way) -> Function:
-    """*function* under the guard of *breaker*, and of the same kind: asyncio, Dramatiq and inspect look at that.
+def decorated(gate: Gate, function: Function, way: Way) -> Function:
+    """*function* under the guard of *gate*, and of the same kind: asyncio, Dramatiq and inspect look at that.
 
     Raises:
       TypeError: it is a generator function, and *way* wants the fallback for failures.
     """
     if inspect.iscoroutinefunction(function):
-        return _coroutine_function(breaker, function, way)
+        return _coroutine_function(gate, function, way)
     _check(_name_of(function), way)
     if inspect.isgeneratorfunction(function):
-        return _generator_function(breaker, function, way)
-    return _async_generator_function(breaker, function, way)
+        return _generator_function(gate, function, way)
+    return _async_generator_function(gate, function, way)
 
 
-def guarded(breaker: CircuitBreaker, made: Any, way: Way) -> Any:
-    """*made*, a coroutine or generator that was not started, under the guard of *breaker*; listeners have heard of the call.
+def guarded(gate: Gate, made: Any, way: Way) -> Any:
+    """*made*, a coroutine or generator that was not started, under the guard of *gate*; listeners have heard of the call.
 
     Raises:
       TypeError: as above.
@@ -54,11 +52,11 @@ def guarded(breaker: CircuitBreaker, made: Any, way: Way) -> Any:
 
     give.__name__, give.__qualname__ = made.__name__, made.__qualname__
     if isinstance(made, CoroutineType):
-        give_guarded = _coroutine_function(breaker, give, way, is_heard=True, refused=made.close)
+        give_guarded = _coroutine_function(gate, give, way, is_heard=True, refused=made.close)
     elif isinstance(made, GeneratorType):
-        give_guarded = _generator_function(breaker, give, way, is_heard=True)
+        give_guarded = _generator_function(gate, give, way, is_heard=True)
     else:
-        give_guarded = _async_generator_function(breaker, give, way, is_heard=True)
+        give_guarded = _async_generator_function(gate, give, way, is_heard=True)
     return give_guarded(*way.args, **way.kwargs)
 
 
@@ -72,26 +70,26 @@ def _check(name: str, way: Way) -> None:
 
 
 def _coroutine_function(
-    breaker: CircuitBreaker, function: Function, way: Way, *, is_heard: bool = False, refused: Callable[[], None] = lambda: None
+    gate: Gate, function: Function, way: Way, *, is_heard: bool = False, refused: Callable[[], None] = lambda: None
 ) -> Function:
     @functools.wraps(function)
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         call = way._replace(args=args, kwargs=kwargs)
         try:
-            admission = await breaker._admit_async()
+            admission = await gate._admit_async()
         except BreakerOpen as error:
             refused()
             return await _awaited(call.instead(error))
         if not is_heard:
-            breaker._hear("before_call", function, *args, **kwargs)
+            gate._hear("before_call", function, *args, **kwargs)
         began = monotonic()
-        with breaker._around(admission):
+        with gate._around(admission):
             try:
                 value = await function(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 - it is judged, and raised there
-                is_failure = await breaker._settle_async(admission, error, took_s=monotonic() - began)
+                is_failure = await gate._settle_async(admission, error, took_s=monotonic() - began)
                 return await _awaited(call.after(error, is_failure=is_failure))
-        is_failure = await breaker._settle_async(admission, None, value, took_s=monotonic() - began)
+        is_failure = await gate._settle_async(admission, None, value, took_s=monotonic() - began)
         return await _awaited(call.fallback_value()) if is_failure and call.covers_failure else value
 
     return coroutine
@@ -101,55 +99,55 @@ async def _awaited(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-def _generator_function(breaker: CircuitBreaker, function: Function, way: Way, *, is_heard: bool = False) -> Function:
+def _generator_function(gate: Gate, function: Function, way: Way, *, is_heard: bool = False) -> Function:
     @functools.wraps(function)
     def generator(*args: Any, **kwargs: Any) -> Any:
         try:
-            admission = breaker._admit()
+            admission = gate._admit()
         except BreakerOpen as error:
-            return (yield from _iterator(breaker, function, way._replace(args=args, kwargs=kwargs).instead(error)))
+            return (yield from _iterator(gate, function, way._replace(args=args, kwargs=kwargs).instead(error)))
         if not is_heard:
-            breaker._hear("before_call", function, *args, **kwargs)
+            gate._hear("before_call", function, *args, **kwargs)
         began = monotonic()
         try:
             value = yield from function(*args, **kwargs)
         except BaseException as error:
-            breaker._settle(admission, error, took_s=monotonic() - began)
+            gate._settle(admission, error, took_s=monotonic() - began)
             raise
-        breaker._settle(admission, None, took_s=monotonic() - began)
+        gate._settle(admission, None, took_s=monotonic() - began)
         return value
 
     return generator
 
 
-def _iterator(breaker: CircuitBreaker, function: Function, instead: Any) -> Iterator[Any]:
+def _iterator(gate: Gate, function: Function, instead: Any) -> Iterator[Any]:
     try:
         return iter(instead)
     except TypeError as error:
         found = f"{_name_of(function)} a fallback that cannot be iterated: {instead!r:.200}"
-        raise TypeError(f"The breaker {breaker.service!r} has for the generator {found}") from error
+        raise TypeError(f"The breaker {gate.service!r} has for the generator {found}") from error
 
 
-async def _iterated(breaker: CircuitBreaker, function: Function, instead: Any) -> AsyncIterator[Any]:
+async def _iterated(gate: Gate, function: Function, instead: Any) -> AsyncIterator[Any]:
     if hasattr(instead, "__aiter__"):
         async for value in instead:
             yield value
     else:
-        for value in _iterator(breaker, function, instead):
+        for value in _iterator(gate, function, instead):
             yield value
 
 
-def _async_generator_function(breaker: CircuitBreaker, function: Function, way: Way, *, is_heard: bool = False) -> Function:
+def _async_generator_function(gate: Gate, function: Function, way: Way, *, is_heard: bool = False) -> Function:
     @functools.wraps(function)
     async def generator(*args: Any, **kwargs: Any) -> Any:
         try:
-            admission = await breaker._admit_async()
+            admission = await gate._admit_async()
         except BreakerOpen as error:
-            async for value in _iterated(breaker, function, await _awaited(way._replace(args=args, kwargs=kwargs).instead(error))):
+            async for value in _iterated(gate, function, await _awaited(way._replace(args=args, kwargs=kwargs).instead(error))):
                 yield value
             return
         if not is_heard:
-            breaker._hear("before_call", function, *args, **kwargs)
+            gate._hear("before_call", function, *args, **kwargs)
         began = monotonic()
         made = function(*args, **kwargs)
         try:
@@ -165,13 +163,13 @@ def _async_generator_function(breaker: CircuitBreaker, function: Function, way: 
                 else:
                     value = await made.asend(sent)
         except StopAsyncIteration:
-            await breaker._settle_async(admission, None, took_s=monotonic() - began)
+            await gate._settle_async(admission, None, took_s=monotonic() - began)
         except BaseException as error:
             took_s = monotonic() - began
             if isinstance(error, GeneratorExit):  # nothing can be awaited any more
-                breaker._settle(admission, error, took_s=took_s)
+                gate._settle(admission, error, took_s=took_s)
             else:
-                await breaker._settle_async(admission, error, took_s=took_s)
+                await gate._settle_async(admission, error, took_s=took_s)
             raise
 
     return generator

@@ -37,5 +37,6 @@ def clock(no_breakers: None, monkeypatch: pytest.MonkeyPatch) -> Hands:
     """The clock of breakers with ``storage="memory"``, and of their calls: how long ago one was must not depend on the machine."""
     hands = Hands()
     registry()._memory.clock = hands
-    monkeypatch.setattr("dramatiq_chaperone.breakers.breaker.monotonic", lambda: hands.at)
+    for module in ("breaker", "gate"):
+        monkeypatch.setattr(f"dramatiq_chaperone.breakers.{module}.monotonic", lambda: hands.at)
     return hands
