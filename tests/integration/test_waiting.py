@@ -100,11 +100,11 @@ class TestWaiting:
     def test_it_waits_once_for_an_opening_and_runs_when_trials_pass(self, stage: Stage, service: Service) -> None:
         mixed(stage)
         pay = stage.actor(service.call, actor_name="pay", breaker="payments", max_retries=1)
+        stage.work()
         breaker("payments").open()
         reopens_at = breaker("payments").status.reopens_at
         assert reopens_at is not None
         messages = [pay.send(number) for number in range(5)]
-        stage.work()
         deferred = wait_put_off(stage, 5)
         assert service.calls == []
         assert all(entry.eta >= reopens_at.timestamp() - 0.1 for entry in deferred)
@@ -138,9 +138,9 @@ class TestWaiting:
     def test_a_list_waits_for_each_of_them(self, stage: Stage, service: Service) -> None:
         mixed(stage)
         pay = stage.actor(service.call, actor_name="pay", breaker=["mail", "payments"])
+        stage.work()
         breaker("payments").open()
         pay.send()
-        stage.work()
         wait_put_off(stage)
         stage.join()
         assert len(service.calls) == 1
@@ -171,11 +171,11 @@ class TestWaiting:
             service.now -= 1
             service.calls.append((0.0, None))
 
+        stage.work()
+        stage.work()
         breaker("payments").open()
         for _ in range(8):
             pay.send()
-        stage.work()
-        stage.work()
         wait_put_off(stage, 8)
         wait_until(lambda: state() == "half_open", timeout_s=20)
         wait_put_off(stage, 12)  # those without a permit
@@ -383,9 +383,9 @@ def test_a_job_that_ends_with_it_is_retried_when_a_call_may_be_let_through(stage
         with breaker("payments"):
             pass
 
+    stage.work()
     breaker("payments").open()
     pay.send()
-    stage.work()
     stage.join()
     assert len(ends) == 2
     assert OPEN_S - 0.2 < ends[1] - ends[0] < 30
@@ -411,9 +411,9 @@ def test_it_says_what_it_waits_for(make: Callable[..., Stage]) -> None:
     stage = make()
     mixed(stage)
     pay = stage.actor(lambda: None, actor_name="pay", breaker="payments")
+    stage.work()
     breaker("payments").open()
     message = pay.send()
-    stage.work()
     wait_put_off(stage)
     stage.join()
     told = [json.loads(event.data) for event in stage.entries(records.EVENT) if event.name == "JobDeferred"]
