@@ -40,7 +40,6 @@ logger = logging.getLogger("dramatiq_chaperone.alerts")
 #: After a failed attempt the next one, in seconds; then the fallback, or every ten minutes, for a day.
 BACKOFF_S: Final = (5.0, 15.0, 45.0, 135.0)
 RARELY_S: Final = 600.0
-MOST_S: Final = 86_400.0
 #: Channels are asked for what they took in so many seconds.
 FLOOD_S: Final = 60.0
 #: The health of deliveries is that of the last hour; it is looked at so often while there is a watchdog.
@@ -201,7 +200,7 @@ class _Begun:
         if is_full and not any(alert.severity == "critical" for alert, _ in alerts):
             leases.under(store, self.lease, lambda: deliveries.flood(store, delivery, now))
             return
-        flooded = deliveries.flooded(store, channel.name)
+        flooded = deliveries.flooded(store, channel.name, now)
         if leases.under(store, self.lease, lambda: deliveries.claim(store, delivery.id, self.claimant, now)):
             more: dict[str, Any] = {"notice": delivery.notice, "may_repeat": delivery.may_repeat, "flooded": flooded}
             self.senders.send(channel, delivery, messages.make(alerts, self._settings, now=now, **more))
@@ -244,7 +243,7 @@ class _Begun:
         channel = self._channels.by_name.get(delivery.channel)
         fallback = channel.fallback if channel is not None and channel.fallback in self._channels.by_name else ""
         is_last = sent.is_misconfigured or delivery.attempt > len(BACKOFF_S) or delivery.channel in self._down
-        is_hopeless = sent.is_misconfigured or now - delivery.created_at > MOST_S
+        is_hopeless = sent.is_misconfigured or now - delivery.created_at > deliveries.LIFE_S
         if is_last:
             self._down.add(delivery.channel)  # what comes after it need not wait as long for the fallback
         if (is_last and fallback) or is_hopeless:

@@ -16,7 +16,7 @@ from dramatiq_chaperone.errors import ChaperoneError
 
 from . import formats
 from .asking import asker
-from .options import FAILED, OK, format_option, load_settings, reading, store_options
+from .options import FAILED, OK, Unclear, format_option, load_settings, reading, store_options
 from .output import Column, write_heading, write_json, write_pairs, write_table
 
 if TYPE_CHECKING:
@@ -78,12 +78,6 @@ Examples:
 """
 
 
-class _Unclear(click.UsageError):
-    """The options are right, and do not say what to do to which breaker: nothing is done."""
-
-    exit_code = FAILED
-
-
 def _action_options(command: Any) -> Any:
     for name, help_ in reversed(_ACTIONS.items()):
         flag = f"--{name.replace('_', '-')}"
@@ -106,9 +100,9 @@ def breakers(service: str | None, history: bool, is_sure: bool, output: str, **c
     """
     orders = [name for name in _ACTIONS if chosen[f"is_{name}"]]
     if len(orders) > 1:
-        raise _Unclear("Only one of " + ", ".join(f"--{name.replace('_', '-')}" for name in orders) + " at a time.")
+        raise Unclear("Only one of " + ", ".join(f"--{name.replace('_', '-')}" for name in orders) + " at a time.")
     if (orders or history) and service is None:
-        raise _Unclear("Which SERVICE?")
+        raise Unclear("Which SERVICE?")
     settings = load_settings()
     from dramatiq_chaperone.store import queries
 

@@ -36,6 +36,12 @@ EXIT_CODES: Final = {
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
+class Unclear(click.UsageError):
+    """The options are right, and do not say what to do: nothing is done."""
+
+    exit_code = FAILED
+
+
 class WithDefault(click.Group):
     """A group whose `list` need not be written."""
 

@@ -12,7 +12,7 @@ import click
 
 from . import formats
 from .asking import RUNNING, asker, goes_on
-from .options import FAILED, OK, format_option, load_settings, reading, store_options
+from .options import FAILED, OK, Unclear, format_option, load_settings, reading, store_options
 from .output import Column, write_json, write_table
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def stuck(*, threshold_s: float | None, is_kill: bool, is_requeue: bool, is_sure
     A job owes heartbeats once its actor sets heartbeat_interval, or it has sent one; no other is ever called stuck.
     """
     if is_kill and is_requeue:
-        raise click.UsageError("--kill and --requeue exclude each other.")
+        raise Unclear("--kill and --requeue exclude each other.")
     settings = load_settings()
     from dramatiq_chaperone.store import queries
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SENT: Final = "chaperone_alert_deliveries_total"
 DURATION: Final = "chaperone_alert_delivery_duration_seconds"
 
+#: A message is tried for so long at most, in seconds.
+LIFE_S: Final = 86_400.0
 WAITING: Final = "waiting"
 SENDING: Final = "sending"
 DONE: Final = ("sent", "failed", "flood")
@@ -162,21 +164,22 @@ def flood(store: Store, delivery: Delivery, at: float) -> None:
         count(store, {(SUPPRESSED, (("reason", "flood"),)): len(delivery.alerts)})
 
 
-def flooded(store: Store, channel: str) -> tuple[int, int]:
-    """Messages, and alerts in them, that the channel did not get since its last message."""
-    last = "SELECT MAX(finished_at) FROM {alert_deliveries} WHERE channel = ? AND result = 'sent'"
-    since = store.rows(last, (channel,))[0][0]
-    condition, values = ("AND finished_at > ?", (channel, since)) if since is not None else ("", (channel,))
-    text = f"SELECT alerts FROM {{alert_deliveries}} WHERE channel = ? AND result = 'flood' {condition}"
+def flooded(store: Store, channel: str, now: float) -> tuple[int, int]:
+    """Messages, and alerts in them, that the channel did not get since its last message; of a day at most."""
+    day = _at(store, now - LIFE_S)
+    last = "SELECT MAX(finished_at) FROM {alert_deliveries} WHERE created_at >= ? AND channel = ? AND result = 'sent'"
+    since = store.rows(last, (day, channel))[0][0]
+    condition, values = ("AND finished_at > ?", (day, channel, since)) if since is not None else ("", (day, channel))
+    text = f"SELECT alerts FROM {{alert_deliveries}} WHERE created_at >= ? AND channel = ? AND result = 'flood' {condition}"
     found = [json.loads(each) if isinstance(each, str) else each for (each,) in store.rows(text, values)]
     return len(found), sum(len(each) for each in found)
 
 
 def sent_since(store: Store, since: float) -> dict[str, int]:
     """Channel to the messages that it took since then, or is being given."""
-    picked = "result IN ('sent', 'sending') AND COALESCE(finished_at, claimed_at) >= ?"
+    picked = "created_at >= ? AND result IN ('sent', 'sending') AND COALESCE(finished_at, claimed_at) >= ?"
     text = f"SELECT channel, COUNT(*) FROM {{alert_deliveries}} WHERE {picked} GROUP BY channel"
-    return {channel: int(number) for channel, number in store.rows(text, (_at(store, since),))}
+    return {channel: int(number) for channel, number in store.rows(text, (_at(store, since - LIFE_S), _at(store, since)))}
 
 
 def of_alert(store: Store, key: str) -> list[Delivery]:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from dramatiq_chaperone import records
-from dramatiq_chaperone.store import Store, breakers, crashes, losses, open_store, queries, retention, silence
+from dramatiq_chaperone.alerts.judging import Judge
+from dramatiq_chaperone.settings import Settings
+from dramatiq_chaperone.store import Store, alerts, breakers, crashes, deliveries, leases, losses, open_store, queries, retention, silence
 from dramatiq_chaperone.store.deadletters import Picked
 from dramatiq_chaperone.store.readings import read_totals, read_workers
 from dramatiq_chaperone.store.times import stored_time
@@ -267,7 +269,7 @@ def _scans(plan: dict[str, Any]) -> Iterator[str]:
 #: Empty or small here, where a scan is what the planner should choose.
 SMALL = (
     *("workers", "leases", "counters", "chaperone_schema", "open_runs", "commands", "audit_log", "queues", "circuit_breakers"),
-    *("hours", "suspects", "returns"),
+    *("hours", "suspects", "returns", "silences", "alert_groups"),
 )
 
 
@@ -282,6 +284,7 @@ def test_no_read_scans_a_large_table(postgres_url: str) -> None:
         recorded = _Recorded(store)
         _read_all(store)
         assert recorded.slowest[0] < 1, recorded.slowest
+        _look_after_alerts(store)
         list(retention.prune(store, settings, now=NOW))
         losses.worker_lost(store, origin("w3"), at=NOW, exit_code=-9, exit_cause="SIGKILL")
         Process(store, "w4").writes(started("job5", "other-run"), ended("job5", "other-run"), ended("job7", "run7"))
@@ -293,6 +296,21 @@ def test_no_read_scans_a_large_table(postgres_url: str) -> None:
         del store.execute
         drop_tables(store)
         store.close()
+
+
+def _look_after_alerts(store: Store) -> None:
+    """What the sender of alerts asks in its turns."""
+    judge = Judge(Settings.load(environ={"HOME": "/nonexistent"}))
+    epoch = leases.acquire(store, "monitor", "test", seconds=3600)
+    assert epoch is not None
+    store.execute("UPDATE {events} SET to_judge = 1 WHERE job_id = 'job7'")
+    judge.turn(store, leases.Lease("monitor", "test", epoch), NOW)
+    alerts.list_alerts(store)
+    alerts.firing(store)
+    deliveries.waiting(store)
+    deliveries.sent_since(store, NOW - 60)
+    deliveries.flooded(store, "mail", NOW)
+    deliveries.statistics(store, since=NOW - 3600)
 
 
 def _fill(store: Store, jobs: int) -> None:
@@ -322,6 +340,16 @@ def _fill(store: Store, jobs: int) -> None:
         )
     store.execute(
         "INSERT INTO {events} (created_at, name, job_id, worker_id) SELECT created_at, 'JobStuck', job_id, worker_id FROM {supervised_jobs}"
+    )
+    columns = "created_at, updated_at, first_seen_at, last_seen_at, fingerprint, type, severity, status, is_point, is_settled"
+    store.execute(
+        f"INSERT INTO {{alerts}} ({columns}) SELECT created_at, created_at, created_at, created_at, job_id, 'job_failed', 'error', "
+        "CASE WHEN id % 1000 = 0 THEN 'firing' ELSE 'happened' END, 1, CASE WHEN id % 1000 = 0 THEN 0 ELSE 1 END "
+        "FROM {supervised_jobs}"
+    )
+    store.execute(
+        "INSERT INTO {alert_deliveries} (alert_id, created_at, channel, attempt, result, alerts, finished_at) "
+        "SELECT id, created_at, 'mail', 1, 'sent', '[]', created_at FROM {alerts}"
     )
     store.execute(
         "INSERT INTO {rollups} (series, minute_at, queue, actor_name) SELECT 'series' || n % 100, "

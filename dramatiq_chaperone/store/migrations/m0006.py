@@ -52,7 +52,7 @@ TABLES: Final[dict[str, str]] = {
 
 INDEXES: Final[dict[str, tuple[str, ...]]] = {
     "events": ("to_judge where to_judge is not null",),
-    "alerts": ("is_settled, created_at",),
+    "alerts": ("is_settled, created_at", "created_at"),
     "alert_deliveries": ("result, next_at", "created_at"),
     "alert_groups": ("unique series",),
 }
