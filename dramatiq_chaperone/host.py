@@ -24,6 +24,7 @@ _DEAD_STATES: Final = frozenset("ZXx")
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _PROC: Final = Path("/proc")
 _HAS_PROC: Final = Path("/proc/self/stat").exists()
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class _Stat(NamedTuple):
@@ -155,10 +156,25 @@ def catches(pid: int, number: int) -> bool:
     return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
 
 
+def rss_bytes() -> int:
+    """The resident memory of this process."""
+    if _HAS_PROC:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return int(file.read(64).split()[1]) * _PAGE
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def new_worker_id(pid: int | None = None) -> str:
     """A new name for this process (or *pid*): ``<host>-<pid>-<8 hex digits>``, at most 90 characters, safe in a file name."""
     host = re.sub(r"[^A-Za-z0-9_.-]", "_", host_name())[:64].strip(".-") or "host"
     return f"{host}-{os.getpid() if pid is None else pid}-{os.urandom(4).hex()}"
+
+
+def host_of(worker_id: str) -> str:
+    """The host in a name that :func:`new_worker_id` made."""
+    return worker_id.rsplit("-", 2)[0]
 
 
 def _read_stat(pid: int) -> _Stat | None:

@@ -15,7 +15,7 @@ from .errors import StoreError
 from .events import JobRecovered, JobStuck, publish
 from .service import internal_error
 from .store import Store, commands, leases, queries, retention, stalls
-from .store.leases import Lease, LeaseLost
+from .store.leases import MONITOR_LEASE, Lease, LeaseLost
 from .store.losses import worker_silent
 from .store.silence import Heard, live_workers, record_overdue
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("dramatiq_chaperone.monitor")
 
-LEASE: Final = "monitor"
+LEASE: Final = MONITOR_LEASE
 #: The lease is renewed so often, and runs out after two renewals that did not come; seconds.
 RENEW_S: Final = 5.0
 LEASE_S: Final = 11.0

@@ -10,6 +10,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ..circuits import MODES, STATES, waiting_for
+from ..host import host_of
+from ..limits import MB
 from ..service import internal_errors
 from ..store.counters import BOUNDS
 from ..store.readings import Totals
@@ -39,6 +41,10 @@ class Reading:
       alert_health: of the deliveries of alerts in the last hour; see :func:`.deliveries.health`.
       errors: errors of Chaperone itself, by component, since the exporter runs.
       sampler_cpu_seconds: what sampling took, likewise.
+      read_at: when the store was read, Unix seconds; None: it never was.
+      read_seconds: how long that took.
+      memory_bytes: what this process takes.
+      cpu_seconds: what it has used since it began.
       writer_backlog_bytes: what the writer of this process has yet to write; None: it has none.
     """
 
@@ -49,6 +55,10 @@ class Reading:
     alert_health: Mapping[str, Any] | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
     sampler_cpu_seconds: float = 0.0
+    read_at: float | None = None
+    read_seconds: float | None = None
+    memory_bytes: int = 0
+    cpu_seconds: float = 0.0
     writer_backlog_bytes: int | None = None
 
 
@@ -94,6 +104,10 @@ def families(reading: Reading) -> Iterator[Metric]:
         yield _family(series, samples.get(series.name, {}))
     own = {
         "chaperone_up": reading.is_up,
+        "chaperone_read_timestamp_seconds": reading.read_at,
+        "chaperone_read_duration_seconds": reading.read_seconds,
+        "chaperone_process_memory_bytes": reading.memory_bytes,
+        "chaperone_process_cpu_seconds_total": reading.cpu_seconds,
         "chaperone_writer_backlog_bytes": reading.writer_backlog_bytes,
         "chaperone_exporter_leader": reading.is_leader,
     }
@@ -129,17 +143,15 @@ def _gauges(totals: Totals) -> dict[str, Samples]:
     for queue, counts in totals.queues.items():
         found["chaperone_jobs_pending"][queue,] = counts.get("pending", 0)
         found["chaperone_jobs_running"][queue,] = counts.get("running", 0) + counts.get("stalled", 0)
+        found["chaperone_jobs_stalled"][queue,] = counts.get("stalled", 0)
         found["chaperone_jobs_lost"][queue,] = counts.get("lost", 0)
-    starts: dict[str, list[datetime]] = defaultdict(list)
-    for row in totals.running:
-        queue = row["queue"] or ""
-        if row["started_at"] is not None:
-            starts[queue].append(row["started_at"])
-        if row["memory_peak"] is not None:
-            found["chaperone_running_memory_peak_bytes"][queue, row["actor_name"] or ""] = row["memory_peak"]
-    for queue, times in starts.items():
-        found["chaperone_oldest_start_timestamp_seconds"][queue,] = min(times).timestamp()
+    _running(totals, found)
     found["chaperone_workers"] = {(status,): float(number) for status, number in totals.workers.items()}
+    found["chaperone_queue_workers"] = {(queue,): float(number) for queue, number in totals.queue_workers.items()}
+    found["chaperone_worker_last_loss_timestamp_seconds"] = {(host,): at.timestamp() for host, at in totals.losses.items()}
+    if totals.monitor is not None:
+        holder, expires_at = totals.monitor
+        found["chaperone_monitor_lease_expiry_timestamp_seconds"][host_of(holder),] = expires_at
     _depths(totals, found)
     waiting = dict(totals.waiting)
     for service, state, mode in totals.breakers:
@@ -149,6 +161,27 @@ def _gauges(totals: Totals) -> dict[str, Samples]:
     found["chaperone_jobs_waiting_for_disk"] = {(): sum(waiting.values())}
     found["chaperone_alerts_firing"] = {(type_, severity): float(number) for type_, severity, number in totals.alerts}
     return found
+
+
+def _running(totals: Totals, found: dict[str, Samples]) -> None:
+    starts: dict[str, list[datetime]] = defaultdict(list)
+    for row in totals.running:
+        queue = row["queue"] or ""
+        if row["started_at"] is not None:
+            starts[queue].append(row["started_at"])
+        of = (queue, row["actor_name"] or "")
+        _raise(found["chaperone_running_memory_peak_bytes"], of, row["memory_peak"])
+        limit_mb = (row["limits"] or {}).get("memory_limit")
+        if limit_mb and row["memory_exact"] is not None:
+            _raise(found["chaperone_running_memory_limit_ratio"], of, row["memory_exact"] / (limit_mb * MB))
+    for queue, times in starts.items():
+        found["chaperone_oldest_start_timestamp_seconds"][queue,] = min(times).timestamp()
+
+
+def _raise(samples: Samples, labels: tuple[str, ...], value: float | None) -> None:
+    """Keep the highest value; None is none."""
+    if value is not None:
+        samples[labels] = max(value, samples.get(labels, value))
 
 
 def _depths(totals: Totals, found: dict[str, Samples]) -> None:
@@ -164,7 +197,9 @@ def _depths(totals: Totals, found: dict[str, Samples]) -> None:
             paused = found["chaperone_queue_paused"]
             paused[queue,] = max(paused.get((queue,), 0), float(row["paused"]))
         read = found["chaperone_queue_read_timestamp_seconds"]
-        read[queue,] = min(read.get((queue,), float("inf")), row["read_at"].timestamp())
+        read_at = row["read_at"].timestamp()
+        read[queue,] = min(read.get((queue,), float("inf")), read_at)
+        _raise(found["chaperone_broker_read_timestamp_seconds"], (row["broker"] or "",), read_at)
         if row["oldest_at"] is not None:
             oldest[queue] = min(oldest.get(queue, row["oldest_at"]), row["oldest_at"])
     # A broker that is read and says that nothing is there is right; a job may still be pending here for a moment.
@@ -183,6 +218,7 @@ def _worker_samples(workers: list[Row]) -> dict[str, Samples]:
         numbers: dict[str, Any] = {
             "chaperone_worker_processes": 1,
             "chaperone_worker_threads": row["threads"],
+            "chaperone_worker_jobs": gauges.get("running"),
             "chaperone_worker_consumers": gauges.get("consumers_alive"),
             "chaperone_worker_memory_bytes": row["rss"],
             "chaperone_worker_cpu_cores": None if row["cpu"] is None else row["cpu"] / 100,
@@ -192,6 +228,8 @@ def _worker_samples(workers: list[Row]) -> dict[str, Samples]:
         for name, number in numbers.items():
             if number is not None:
                 found[name][host] = found[name].get(host, 0) + number
+        if row["started_at"] is not None:
+            _raise(found["chaperone_worker_newest_start_timestamp_seconds"], host, row["started_at"].timestamp())
         if row["last_heartbeat_at"] is not None:
             beats = found["chaperone_worker_oldest_beat_timestamp_seconds"]
             beats[host] = min(beats.get(host, float("inf")), row["last_heartbeat_at"].timestamp())

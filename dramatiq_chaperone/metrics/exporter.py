@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from .. import host
 from ..service import Service, internal_error
-from .collector import StoreCollector
+from .collector import Reading, StoreCollector
 from .leadership import Leadership
 from .probes import STUCK_S, unready
 from .reader import Reader
@@ -104,7 +105,8 @@ class Exporter(Service):
         leadership = Leadership(holder, has_precedence=has_precedence)
         self.reader = Reader(leadership, may_lead=lambda: self._server is not None, wake=wake, among=among)
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(StoreCollector(lambda: replace(self.reader.read(SCRAPE_S), writer_backlog_bytes=backlog_bytes())))
+        self._backlog_bytes = backlog_bytes
+        self._registry.register(StoreCollector(self._reading))
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -118,6 +120,14 @@ class Exporter(Service):
             self._listen()
         if self._server is not None:
             self._server.handle_request()
+
+    def _reading(self) -> Reading:
+        return replace(
+            self.reader.read(SCRAPE_S),
+            memory_bytes=host.rss_bytes(),
+            cpu_seconds=time.process_time(),
+            writer_backlog_bytes=self._backlog_bytes(),
+        )
 
     def forked(self) -> None:
         """The parent listens, not the child."""

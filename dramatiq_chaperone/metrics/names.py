@@ -29,9 +29,11 @@ class Series(NamedTuple):
 
 
 _ACTOR: Final = ("queue", "actor")
+_HOST: Final = ("host",)
 COUNTED: Final = "counters"
 _JOBS: Final = "jobs that have not ended"
 _DEPTHS: Final = "broker, last reading"
+_RECORD: Final = "workers on record"
 _WORKERS: Final = "last beats of living workers"
 _PROCESS: Final = "this process"
 
@@ -59,20 +61,74 @@ TOTALS: Final = (
         "Highest memory that an ended run was ever seen with; of its process, where other jobs ran beside it.",
         COUNTED,
     ),
+    Series("chaperone_enqueued_total", "counter", "messages", _ACTOR, "Messages that were sent, each once; retries are none.", COUNTED),
+    Series("chaperone_stuck_total", "counter", "episodes", (*_ACTOR, "cause"), "Times that a job was found stuck, by diagnosis.", COUNTED),
+    Series("chaperone_lost_total", "counter", "runs", (*_ACTOR, "cause"), "Runs that were lost with their worker, by its end.", COUNTED),
+    Series(
+        "chaperone_dead_letters_total",
+        "counter",
+        "messages",
+        (*_ACTOR, "reason"),
+        "Messages that came to the dead letters; poison ones, which ended their workers, have that reason.",
+        COUNTED,
+    ),
+    Series(
+        "chaperone_recovery_seconds",
+        "histogram",
+        "seconds",
+        (*_ACTOR, "after"),
+        "How long jobs stood still that run again: since they were found stuck, or were on record as lost.",
+        COUNTED,
+    ),
+    Series("chaperone_workers_lost_total", "counter", "processes", ("cause",), "Worker processes that died or fell silent.", COUNTED),
     Series("chaperone_dropped_total", "counter", "entries", ("what",), "Journal entries that could not be kept.", COUNTED),
     Series("chaperone_unwritable_rows_total", "counter", "rows", ("table",), "Rows that the database refused.", COUNTED),
     Series("chaperone_jobs_pending", "gauge", "jobs", ("queue",), "Jobs that wait, those for a retry included.", _JOBS),
     Series("chaperone_jobs_running", "gauge", "jobs", ("queue",), "Jobs that run, stuck ones included.", _JOBS),
+    Series("chaperone_jobs_stalled", "gauge", "jobs", ("queue",), "Jobs that run and are stuck.", _JOBS),
     Series("chaperone_jobs_lost", "gauge", "jobs", ("queue",), "Jobs whose worker died and that were not delivered again yet.", _JOBS),
     Series("chaperone_oldest_start_timestamp_seconds", "gauge", "Unix seconds", ("queue",), "Start of the oldest run that goes on.", _JOBS),
     Series("chaperone_running_memory_peak_bytes", "gauge", "bytes", _ACTOR, "Highest memory that a job running now was seen with.", _JOBS),
+    Series(
+        "chaperone_running_memory_limit_ratio",
+        "gauge",
+        "ratio",
+        _ACTOR,
+        "Highest share of its memory_limit that a job running now takes; of those with one of their own whose memory can be told apart.",
+        _JOBS,
+    ),
     Series("chaperone_jobs_waiting_for_disk", "gauge", "jobs", (), "Jobs that were put off until more of the disk is free.", _JOBS),
-    Series("chaperone_workers", "gauge", "processes", ("status",), "Worker processes on record.", "workers on record"),
+    Series("chaperone_workers", "gauge", "processes", ("status",), "Worker processes on record.", _RECORD),
+    Series(
+        "chaperone_worker_last_loss_timestamp_seconds",
+        "gauge",
+        "Unix seconds",
+        _HOST,
+        "When a worker process of the host was lost last, if in the last day.",
+        _RECORD,
+    ),
+    Series("chaperone_queue_workers", "gauge", "processes", ("queue",), "Worker processes that fetch from the queue.", _RECORD),
+    Series(
+        "chaperone_monitor_lease_expiry_timestamp_seconds",
+        "gauge",
+        "Unix seconds",
+        _HOST,
+        "When the monitor's lease runs out, by the host of its holder; it is renewed every 5 s for 11 s.",
+        "lease",
+    ),
     Series("chaperone_queue_ready", "gauge", "messages", ("queue",), "Messages that wait in the broker.", _DEPTHS),
     Series("chaperone_queue_delayed", "gauge", "messages", ("queue",), "Messages that wait for their time.", _DEPTHS),
     Series("chaperone_queue_dead", "gauge", "messages", ("queue",), "Dead-lettered messages in the broker.", _DEPTHS),
     Series("chaperone_queue_paused", "gauge", "0 or 1", ("queue",), "Whether the worker that read it fetches nothing from it.", _DEPTHS),
     Series("chaperone_queue_read_timestamp_seconds", "gauge", "Unix seconds", ("queue",), "When the broker was read.", _DEPTHS),
+    Series(
+        "chaperone_broker_read_timestamp_seconds",
+        "gauge",
+        "Unix seconds",
+        ("broker",),
+        "When a worker could read the queues of a broker last; workers try every 5 s.",
+        _DEPTHS,
+    ),
     Series(
         "chaperone_queue_oldest_timestamp_seconds",
         "gauge",
@@ -131,8 +187,6 @@ BREAKERS: Final = (
     Series("chaperone_circuit_breaker_transitions_total", "counter", "changes", (*_SERVICE, "state"), "Changes into a state.", COUNTED),
 )
 
-_HOST: Final = ("host",)
-
 #: Of alerts; served with the totals.
 ALERTS: Final = (
     Series("chaperone_alerts_firing", "gauge", "alerts", ("type", "severity"), "Alerts that fire.", "alerts on record"),
@@ -152,11 +206,20 @@ ALERTS: Final = (
 #: Of the workers that live.
 WORKERS: Final = (
     Series("chaperone_worker_processes", "gauge", "processes", _HOST, "Worker processes that live.", _WORKERS),
+    Series("chaperone_worker_jobs", "gauge", "jobs", _HOST, "Jobs that run.", _WORKERS),
     Series("chaperone_worker_threads", "gauge", "threads", _HOST, "Threads that run jobs.", _WORKERS),
     Series("chaperone_worker_consumers", "gauge", "threads", _HOST, "Threads that live and fetch messages.", _WORKERS),
     Series("chaperone_worker_memory_bytes", "gauge", "bytes", _HOST, "Resident memory of worker processes.", _WORKERS),
     Series("chaperone_worker_cpu_cores", "gauge", "cores", _HOST, "CPU of worker processes between their last two beats.", _WORKERS),
     Series("chaperone_worker_open_files", "gauge", "files", _HOST, "Open files of worker processes.", _WORKERS),
+    Series(
+        "chaperone_worker_newest_start_timestamp_seconds",
+        "gauge",
+        "Unix seconds",
+        _HOST,
+        "Start of the youngest worker process; it changes when one is started.",
+        _WORKERS,
+    ),
     Series(
         "chaperone_worker_oldest_beat_timestamp_seconds", "gauge", "Unix seconds", _HOST, "The last beat that is longest ago.", _WORKERS
     ),
@@ -175,6 +238,10 @@ WORKERS: Final = (
 #: Of the process that is scraped.
 PROCESS: Final = (
     Series("chaperone_up", "gauge", "0 or 1", (), "Whether the store answered this scrape; 0: the rest is of an earlier one.", _PROCESS),
+    Series("chaperone_read_timestamp_seconds", "gauge", "Unix seconds", (), "When the store was read for what is served.", _PROCESS),
+    Series("chaperone_read_duration_seconds", "gauge", "seconds", (), "How long that took.", _PROCESS),
+    Series("chaperone_process_memory_bytes", "gauge", "bytes", (), "Resident memory of this process: a watcher or an exporter.", _PROCESS),
+    Series("chaperone_process_cpu_seconds_total", "counter", "seconds", (), "CPU time that it has used.", _PROCESS),
     Series(
         "chaperone_writer_backlog_bytes",
         "gauge",

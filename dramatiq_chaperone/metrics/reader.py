@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from ..store.readings import read_alert_health, read_totals, read_workers
@@ -84,12 +85,16 @@ class Reader:
             self._changed.notify_all()
 
     def _read(self, store: Store) -> Reading:
+        began = monotonic()
         workers = read_workers(store, None if self._among is None else self._among())
         self._errors.add({**{row["worker_id"]: _gauges(row).get("internal_errors", {}) for row in workers}, "": own_errors()})
         self._sampling.add({row["worker_id"]: {"": _gauges(row).get("sampler_cpu_seconds", 0.0)} for row in workers})
+        totals = read_totals(store) if self._leadership.leads else None
         return Reading(
             is_up=True,
-            totals=read_totals(store) if self._leadership.leads else None,
+            read_at=time(),
+            read_seconds=monotonic() - began,
+            totals=totals,
             workers=workers,
             alert_health=read_alert_health(store),
             errors=dict(self._errors.total),

@@ -11,8 +11,9 @@ from . import breakers, counters, statements
 from .batch import Batch, clean, clean_json
 from .columns import CORE, DEAD_LETTER, ERROR, EVENT, HEALTH_CHECK, HEARTBEAT, JOB, OPEN_RUN, QUEUE, QUEUE_UPDATE, VIOLATION, WIDTH
 from .commands import passed_on
-from .crashes import suspect
+from .crashes import returned, suspect
 from .database import DataRefused
+from .incidents import Incidents
 from .returns import worker_back
 from .rows import Columns, counter_upsert, mark_stuck, put, write_statistics, write_worker
 from .silence import timeout_reported
@@ -50,6 +51,8 @@ def apply(store: Store, origin: Origin, entries: Sequence[tuple[Any, ...]], *, s
 
 #: Positions in the row of a violation.
 _JOB, _AT, _RUN, _TYPE = range(4)
+#: And in that of a dead letter.
+_LETTER_ACTOR, _LETTER_QUEUE, _REASON = 4, 5, 6
 
 
 def _first_timeout(events: Sequence[list[Any]], job_id: str, at: Any) -> list[Any] | None:
@@ -233,6 +236,9 @@ class _Flush:
             found[key] = found.get(key, 0) + count
         for (queue, actor, type_), count in batch.passed.items():
             found[counters.VIOLATIONS, (("actor", actor), ("queue", queue), ("type", type_))] = count
+        for (queue, actor), count in batch.sent.items():
+            found[counters.ENQUEUED, (("actor", actor), ("queue", queue))] = count
+        found.update(self._incidents(batch).increments())
         for what, count in batch.dropped.items():
             found[counters.DROPPED, (("what", what),)] = count
         if batch.broken:
@@ -243,6 +249,16 @@ class _Flush:
         if self._refused:
             rows = counters.counter_rows({(counters.UNWRITABLE, (("table", table),)): n for table, n in self._refused.items()})
             self._put("counters", counters.COUNTER, rows, counter_upsert(store))
+
+    def _incidents(self, batch: Batch) -> Incidents:
+        incidents = Incidents()
+        incidents.events(batch.events)
+        for letter in batch.dead_letters:
+            incidents.dead((letter[_LETTER_QUEUE] or "", letter[_LETTER_ACTOR] or ""), letter[_REASON])
+        if self._origin.role == "worker" and (starts := batch.starts()):
+            for job_id, seconds in returned(self._store, {job_id: start[:2] for job_id, start in starts.items()}).items():
+                incidents.recovered(starts[job_id][2], seconds, after="lost")
+        return incidents
 
     def _insert(self, table: str, columns: Columns) -> str:
         return statements.insert(self._store.kind, table, columns, self._store.key_type)

@@ -143,6 +143,8 @@ class Batch:
         self.passed: Counter[tuple[str, str, str]] = Counter()
         #: Jobs that an operator has ended for good, and when.
         self.cancelled: dict[str, float] = {}
+        #: Messages that were sent: (queue, actor) to how many.
+        self.sent: Counter[tuple[str, str]] = Counter()
         #: Jobs of which only the number is left: (queue, actor, outcome) to how many.
         self.counted_jobs: Counter[tuple[str, str, str]] = Counter()
         #: Guarded calls, by service.
@@ -202,6 +204,11 @@ class Batch:
             if row[_PAYLOAD] is None:
                 row[_COMPLETE] = None
         return rows if self.is_wide else [row[:narrow] for row in rows]
+
+    def starts(self) -> dict[str, tuple[float, int, tuple[str, str]]]:
+        """The runs that have begun in this slice, the last of each job: job_id to when, its retries, and (queue, actor)."""
+        rows = ((job_id, row) for job_id, row in self.jobs.items() if row[_ATTEMPT] and row[_STARTED] is not None)
+        return {job_id: (row[_STARTED], row[_RUN_RETRIES], (row[_QUEUE] or "", row[_ACTOR] or "")) for job_id, row in rows}
 
     def run_of(self, job_id: str) -> str | None:
         """The run that this slice has told of a job, the last of several."""
@@ -269,6 +276,8 @@ class Batch:
             row[_RETRY] = retry_at
         if eta is not None:
             self._due(row, eta)
+        if not retries and (eta is None or at < eta):  # else it was sent before, and comes again
+            self.sent[row[_QUEUE], row[_ACTOR]] += 1
         if retry_at is not None:
             row[_RETRY] = _time(row[_RETRY])
 
@@ -548,6 +557,7 @@ class Batch:
         numbers[DURATION_FROM + bisect_left(BUCKETS, duration_sum_s / jobs)] += jobs
         if status is not None:
             self.counted_jobs[self._names[queue], self._names[actor], status] += jobs
+            self.sent[self._names[queue], self._names[actor]] += jobs
 
 
 _NO_EXTRA: Final = [None, None, None, None]

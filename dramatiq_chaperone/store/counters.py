@@ -27,6 +27,12 @@ DURATION: Final = "chaperone_run_duration_seconds"
 WAIT: Final = "chaperone_queue_wait_seconds"
 DROPPED: Final = "chaperone_dropped_total"
 UNWRITABLE: Final = "chaperone_unwritable_rows_total"
+ENQUEUED: Final = "chaperone_enqueued_total"
+STUCK: Final = "chaperone_stuck_total"
+LOST: Final = "chaperone_lost_total"
+WORKERS_LOST: Final = "chaperone_workers_lost_total"
+DEAD_LETTERS: Final = "chaperone_dead_letters_total"
+RECOVERY: Final = "chaperone_recovery_seconds"
 #: Not counted but marked: the highest value ever seen.
 MEMORY_PEAK: Final = "chaperone_memory_peak_bytes"
 

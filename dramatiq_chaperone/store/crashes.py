@@ -17,7 +17,7 @@ from .rows import put
 from .times import stored_time, unix_time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from . import Store
 
@@ -200,6 +200,30 @@ def crashes(store: Store, job_id: str) -> list[Crash]:
             is_unseen = False
             found.append(Crash(worker_id, unix_time(created_at), cause))
     return sorted(found, key=lambda crash: crash.at or 0.0)
+
+
+def returned(store: Store, starts: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """How long messages were lost that run again: job_id to the seconds since the death of the worker that ran them was recorded.
+
+    Parameters:
+      starts: of runs that have begun: job_id to when, in Unix seconds, and to the retries of the message.  A run that was lost comes
+        again with as many as it had.
+    """
+    held = sorted({job_id for (job_id,) in store.rows("SELECT DISTINCT job_id FROM {suspects}")} & starts.keys())
+    found: dict[str, float] = {}
+    for first in range(0, len(held), 500):
+        keys = held[first : first + 500]
+        text = (
+            "SELECT j.job_id, e.ended_at, e.context FROM {supervised_job_errors} e JOIN {supervised_jobs} j ON j.id = e.supervised_job_id "
+            f"WHERE e.outcome = 'lost' AND j.job_id IN ({', '.join('?' for _ in keys)}) ORDER BY e.ended_at"
+        )
+        for job_id, ended_at, context in store.rows(text, keys):
+            known = json.loads(context) if isinstance(context, str) else context or {}
+            at, retries = starts[job_id]
+            lost_s = at - (unix_time(ended_at) or at)
+            if known.get("retries") == retries and lost_s > 0:
+                found[job_id] = lost_s
+    return found
 
 
 def cancelled(store: Store, job_id: str) -> Cancelled | None:

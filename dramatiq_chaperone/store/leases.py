@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from .times import unix_time
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Of who does what has to be done once in a whole fleet.
+MONITOR_LEASE: Final = "monitor"
 #: Now, and now plus a number of seconds, in each database's words and in the store's form of a time.
 NOW: Final = {
     "sqlite": "strftime('%Y-%m-%d %H:%M:%f000+00:00', 'now')",
@@ -109,6 +113,12 @@ def release(store: Store, name: str, holder: str) -> bool:
     """Give the lease up at once; False if it was not held."""
     text = "UPDATE {leases} SET holder = NULL, expires_at = NULL WHERE name = ? AND holder = ?"
     return store.transact(lambda: bool(store.execute(text, (name, holder)).rowcount == 1))
+
+
+def holder_of(store: Store, name: str) -> tuple[str, float] | None:
+    """Who holds the lease or held it last without giving it up, and when it runs out, Unix seconds; None: it is free."""
+    found = store.rows("SELECT holder, expires_at FROM {leases} WHERE name = ? AND holder IS NOT NULL", (name,))
+    return (str(found[0][0]), unix_time(found[0][1]) or 0.0) if found else None
 
 
 def is_held(store: Store, name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..diagnosis import gone
 from . import counters, crashes, evidence
 from .columns import STATUS_LEVEL
+from .incidents import Incidents
 from .rows import put, put_events, write_statistics, write_worker
 from .suspects import suspects
 from .times import stored_time, unix_time
@@ -215,6 +216,8 @@ class _Loss:
 
     def _rows(self, runs: list[_Run]) -> None:
         statistics: counters.Statistics = {}
+        incidents = Incidents()
+        incidents.worker_lost(self._verdict.exit_cause)
         peaks: counters.Peaks = {}
         at, worker_id, verdict = self._at, self._origin.worker_id, self._verdict
         known = evidence.collect(self._store, [(run.job, run.run_id) for run in runs])
@@ -238,10 +241,12 @@ class _Loss:
             of_actor = (run.queue or "", run.actor or "")
             numbers = statistics.setdefault((int(at // 60), *of_actor), counters.EMPTY.copy())
             numbers[counters.OUTCOME["lost"]] += 1
+            incidents.lost(of_actor, verdict.exit_cause)
             if run.memory_peak is not None:
                 peaks[of_actor] = max(run.memory_peak, peaks.get(of_actor, 0))
         self._events(events)
-        write_statistics(self._store, statistics, counters.increments(statistics), peaks, self._put)
+        added = {**counters.increments(statistics), **incidents.increments()}
+        write_statistics(self._store, statistics, added, peaks, self._put)
 
     def _events(self, rows: list[list[Any]]) -> None:
         put_events(self._store, rows)

@@ -612,10 +612,13 @@ def open_jobs(store: Store) -> dict[str, dict[str, int]]:
 
 
 def running_by_actor(store: Store) -> list[Row]:
-    """What runs, by queue and actor: queue, actor_name, started_at of the oldest, and memory_peak, the highest."""
+    """What runs, by queue, actor and limits: queue, actor_name, limits, started_at of the oldest, memory_peak, the highest, and
+    memory_exact, the highest that is used now by one of those whose memory is told apart.
+    """
     text = (
-        "SELECT queue, actor_name, MIN(started_at) AS started_at, MAX(memory_peak) AS memory_peak FROM {supervised_jobs} "
-        "WHERE status IN ('running', 'stalled') GROUP BY queue, actor_name ORDER BY queue, actor_name"
+        "SELECT queue, actor_name, limits, MIN(started_at) AS started_at, MAX(memory_peak) AS memory_peak, "
+        "MAX(CASE WHEN memory_attribution = 'exact' THEN memory_usage END) AS memory_exact FROM {supervised_jobs} "
+        "WHERE status IN ('running', 'stalled') GROUP BY queue, actor_name, limits ORDER BY queue, actor_name"
     )
     return select(store, text)
 
@@ -636,6 +639,22 @@ def oldest_pending(store: Store, *, among: int = 1000) -> dict[str, datetime]:
 def worker_counts(store: Store) -> dict[str, int]:
     """Workers on record: status to number."""
     return dict(store.rows("SELECT status, COUNT(*) FROM {workers} GROUP BY status"))
+
+
+def queue_workers(store: Store) -> dict[str, int]:
+    """Queue to the number of the worker processes that fetch from it."""
+    found: dict[str, int] = {}
+    for queues, count in store.rows("SELECT queues, COUNT(*) FROM {workers} WHERE status = 'running' GROUP BY queues"):
+        for queue in json.loads(queues or "[]"):
+            found[queue] = found.get(queue, 0) + int(count)
+    return found
+
+
+def last_losses(store: Store, *, since: datetime) -> dict[str, datetime]:
+    """Host to when a worker of it was lost last, of those since then."""
+    text = "SELECT host, MAX(stopped_at) FROM {workers} WHERE status = 'lost' AND stopped_at >= ? GROUP BY host"
+    found = ((host or "", aware(at)) for host, at in store.rows(text, (_moment(store, since),)))
+    return {host: at for host, at in found if at is not None}
 
 
 def running_on(store: Store, worker_id: str) -> list[Row]:

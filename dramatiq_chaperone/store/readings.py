@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from . import alerts, breakers, deliveries, queries
+from . import alerts, breakers, deliveries, leases, queries
+from .leases import MONITOR_LEASE
 from .queries import Row
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 MOST_WORKERS: Final = 10_000
 #: The health of alerts is that of the last so many seconds.
 ALERTS_S: Final = 3600.0
+#: A host whose last loss is older is not among those with one.
+LOSSES_SINCE: Final = timedelta(days=1)
 
 Counters = list[tuple[str, dict[str, str], float]]
 
@@ -36,6 +39,9 @@ class Totals:
       workers: status to number.
       breakers: (service, state, mode) of every circuit breaker.
       alerts: (type, severity, number) of those that fire.
+      queue_workers: queue to the number of worker processes that fetch from it.
+      losses: host to when a worker of it was lost last, in the last day.
+      monitor: the worker_id of the holder of the monitor's lease, and when that runs out, Unix seconds; None: nobody holds it.
       waiting: what jobs wait for that were put off, in words, to their number.
     """
 
@@ -48,10 +54,14 @@ class Totals:
     breakers: list[tuple[str, str, str]] = field(default_factory=list)
     alerts: list[tuple[str, str, int]] = field(default_factory=list)
     waiting: dict[str, int] = field(default_factory=dict)
+    queue_workers: dict[str, int] = field(default_factory=dict)
+    losses: dict[str, datetime] = field(default_factory=dict)
+    monitor: tuple[str, float] | None = None
 
 
 def read_totals(store: Store) -> Totals:
     """The fleet as it stands.  Raises StoreError."""
+    now = datetime.now(UTC)
     return Totals(
         counters=queries.counters(store),
         queues=queries.open_jobs(store),
@@ -61,7 +71,10 @@ def read_totals(store: Store) -> Totals:
         workers=queries.worker_counts(store),
         breakers=breakers.read_states(store),
         alerts=alerts.firing(store),
-        waiting=queries.waiting_jobs(store, datetime.now(UTC)),
+        waiting=queries.waiting_jobs(store, now),
+        queue_workers=queries.queue_workers(store),
+        losses=queries.last_losses(store, since=now - LOSSES_SINCE),
+        monitor=leases.holder_of(store, MONITOR_LEASE),
     )
 
 

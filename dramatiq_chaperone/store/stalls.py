@@ -6,7 +6,9 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .rows import mark_stuck, put_events
+from . import counters
+from .incidents import Incidents
+from .rows import counter_upsert, mark_stuck, put, put_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,6 +62,9 @@ def write(
         mark_stuck(store, job_id, run_id, is_stuck=False, missed=0)
     rows = [[at, type(event).__name__, event.job_id, event.worker_id, None, _data(event)] for event in events]
     put_events(store, rows)
+    incidents = Incidents()
+    incidents.events(rows)
+    put(store, counters.COUNTER, counters.counter_rows(incidents.increments()), counter_upsert(store))
 
 
 def _data(event: JobEvent) -> str:

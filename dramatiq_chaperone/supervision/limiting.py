@@ -13,7 +13,7 @@ from typing import Any, Final
 from dramatiq.middleware import TimeLimitExceeded
 from dramatiq.threading import Interrupt
 
-from .. import limits
+from .. import host, limits
 from ..errors import CpuLimitExceeded, MemoryLimitExceeded, TimeoutExceeded
 from ..limits import CLEAR, CPU, FILES, MEMORY, OVER, TIMEOUT, JobLimits, Limit, Point, Standing
 from . import resources
@@ -77,7 +77,7 @@ class LimitJudge:
         #: Of the process, where its jobs cannot be told apart: how it stands, and to which limit.
         self._shared: dict[str, tuple[Standing, Limit | None]] = {}
         self._process_cpu: tuple[Point, ...] = ()
-        self._last = (resources.rss_bytes(), 0, processed())
+        self._last = (host.rss_bytes(), 0, processed())
 
     def look(self, running: Sequence[tuple[Slot, Job]], readings: Readings) -> None:
         """Judge every running job, and the process."""

@@ -50,16 +50,6 @@ def usage_of(pid: int) -> Usage | None:
     return Usage(found.rss, found.cpu_seconds, open_files) if found.processes else None
 
 
-def rss_bytes() -> int:
-    """The resident memory of this process."""
-    if _HAS_PROC:
-        with open("/proc/self/statm", "rb", buffering=0) as file:
-            return int(file.read(64).split()[1]) * _PAGE
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)
-
-
 _statm: int | None = None
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from .. import records
+from .. import host, records
 from ..journal import Journal
 from ..service import Service, internal_error, internal_errors
 from . import resources
@@ -124,7 +124,7 @@ class Sampler(Service):
         if not running and not self._had_running:
             return
         self._had_running = bool(running)
-        memory = resources.rss_bytes() + self._children.rss
+        memory = host.rss_bytes() + self._children.rss
         is_shared = sum(job.child is None for _, job in running) > 1
         at = time.time()
         for slot, job in running:
@@ -208,7 +208,7 @@ class Sampler(Service):
                 records.BEAT,
                 time.time(),
                 self._beat,
-                resources.rss_bytes(),
+                host.rss_bytes(),
                 round(cpu_percent, 2),
                 execution.jobs_processed,
                 execution.jobs_failed,

@@ -22,9 +22,15 @@ def registry(totals: Totals | None = None, **facts: Any) -> CollectorRegistry:
     return found
 
 
+def running(actor: str, **changed: Any) -> dict[str, Any]:
+    row = {"queue": "default", "actor_name": actor, "started_at": AT, "memory_peak": None, "memory_exact": None, "limits": None}
+    return {**row, **changed}
+
+
 def worker(**changed: Any) -> dict[str, Any]:
-    gauges = {"consumers_alive": 2, "open_files": 7, "journal_segments": 3}
+    gauges = {"consumers_alive": 2, "open_files": 7, "running": 3, "journal_segments": 3}
     row = {"worker_id": "w1", "host": "h", "threads": 4, "rss": 100, "cpu": 50.0, "gauges": gauges, "last_heartbeat_at": AT}
+    row["started_at"] = AT
     return {**row, **changed}
 
 
@@ -78,16 +84,56 @@ def test_jobs_by_queue_and_the_oldest_start() -> None:
     totals = Totals(
         queues={"default": {"pending": 4, "running": 2, "stalled": 1}},
         running=[
-            {"queue": "default", "actor_name": "a", "started_at": later, "memory_peak": 9},
-            {"queue": "default", "actor_name": "b", "started_at": AT, "memory_peak": None},
+            running("a", started_at=later, memory_peak=9),
+            running("a", started_at=later, memory_peak=7, limits={"timeout": 60}),
+            running("b", started_at=AT),
         ],
     )
     found = registry(totals)
     queue = {"queue": "default"}
     assert found.get_sample_value("chaperone_jobs_pending", queue) == 4
     assert found.get_sample_value("chaperone_jobs_running", queue) == 3
+    assert found.get_sample_value("chaperone_jobs_stalled", queue) == 1
     assert found.get_sample_value("chaperone_oldest_start_timestamp_seconds", queue) == AT.timestamp()
     assert found.get_sample_value("chaperone_running_memory_peak_bytes", {"queue": "default", "actor": "a"}) == 9
+
+
+def test_the_share_of_its_memory_limit_is_that_of_the_job_which_is_nearest_to_it() -> None:
+    limits = {"memory_limit": 100}
+    rows = [
+        running("a", memory_exact=90_000_000, limits=limits),
+        running("a", memory_exact=95_000_000, limits={"memory_limit": 1000}),
+        running("b", memory_exact=90_000_000),
+        running("c", limits=limits),
+        running("d", memory_exact=90_000_000, limits={"memory_limit": 0}),
+    ]
+    found = registry(Totals(running=rows))
+    shares = {name: found.get_sample_value("chaperone_running_memory_limit_ratio", {"queue": "default", "actor": name}) for name in "abcd"}
+    assert shares == {"a": 0.9, "b": None, "c": None, "d": None}
+
+
+def test_who_holds_the_monitor_s_lease() -> None:
+    name = "chaperone_monitor_lease_expiry_timestamp_seconds"
+    assert registry(Totals(monitor=("web-1-4711-0a1b2c3d", 1000.0))).get_sample_value(name, {"host": "web-1"}) == 1000
+    assert name not in {family.name for family in registry(Totals()).collect() if family.samples}
+
+
+def test_workers_of_a_queue_and_losses_of_a_host() -> None:
+    found = registry(Totals(queue_workers={"default": 3}, losses={"web1": AT}))
+    assert found.get_sample_value("chaperone_queue_workers", {"queue": "default"}) == 3
+    assert found.get_sample_value("chaperone_worker_last_loss_timestamp_seconds", {"host": "web1"}) == AT.timestamp()
+
+
+def test_what_was_read_and_what_that_took() -> None:
+    found = registry(read_at=1000.0, read_seconds=0.5, memory_bytes=7, cpu_seconds=2.5)
+    names = ("read_timestamp_seconds", "read_duration_seconds", "process_memory_bytes", "process_cpu_seconds_total")
+    assert [found.get_sample_value(f"chaperone_{name}") for name in names] == [1000, 0.5, 7, 2.5]
+    assert registry().get_sample_value("chaperone_read_timestamp_seconds") is None
+
+
+def test_a_broker_was_read_when_its_queue_that_was_read_last_was() -> None:
+    found = registry(Totals(depths=[depth(), depth(queue="other", read_at=AT.replace(hour=13))]))
+    assert found.get_sample_value("chaperone_broker_read_timestamp_seconds", {"broker": "b1"}) == AT.replace(hour=13).timestamp()
 
 
 def test_a_queue_on_two_brokers_is_added_up() -> None:
@@ -106,9 +152,17 @@ def test_the_oldest_message_is_that_of_the_store_where_the_broker_cannot_tell() 
 
 
 def test_living_workers_are_added_up_by_host() -> None:
-    found = registry(workers=[worker(), worker(worker_id="w2", last_heartbeat_at=AT.replace(hour=11)), worker(host="other")])
+    found = registry(
+        workers=[
+            worker(),
+            worker(worker_id="w2", started_at=AT.replace(hour=13), last_heartbeat_at=AT.replace(hour=11)),
+            worker(host="other"),
+        ]
+    )
     assert found.get_sample_value("chaperone_worker_processes", {"host": "h"}) == 2
     assert found.get_sample_value("chaperone_worker_cpu_cores", {"host": "h"}) == 1.0
+    assert found.get_sample_value("chaperone_worker_jobs", {"host": "h"}) == 6
+    assert found.get_sample_value("chaperone_worker_newest_start_timestamp_seconds", {"host": "h"}) == AT.replace(hour=13).timestamp()
     assert found.get_sample_value("chaperone_worker_consumers", {"host": "h"}) == 4
     assert found.get_sample_value("chaperone_journal_backlog_bytes", {"host": "h"}) == 6 << 20
     assert found.get_sample_value("chaperone_worker_oldest_beat_timestamp_seconds", {"host": "h"}) == AT.replace(hour=11).timestamp()
@@ -120,7 +174,7 @@ def test_only_a_process_that_writes_has_a_backlog() -> None:
 
 
 def test_a_worker_that_has_not_beaten_yet() -> None:
-    found = registry(workers=[worker(gauges=None, rss=None, cpu=None, threads=None, last_heartbeat_at=None)])
+    found = registry(workers=[worker(gauges=None, rss=None, cpu=None, threads=None, started_at=None, last_heartbeat_at=None)])
     assert found.get_sample_value("chaperone_worker_processes", {"host": "h"}) == 1
     assert found.get_sample_value("chaperone_worker_memory_bytes", {"host": "h"}) is None
 
