@@ -15,10 +15,10 @@ TEST_STAMP := $(VENV)/.installed-for-test
 DEMO_STAMP := $(VENV)/.installed-for-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo check lint types layers docs bench soak format build clean
+.PHONY: help test demo check lint types layers docs dashboards bench soak format build clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 test: $(TEST_STAMP) ## Run all tests, the long ones scaled down
 	@$(PYTEST) -n $(WORKERS) --dist loadfile -m "not benchmark" $(ARGS)
@@ -44,6 +44,9 @@ layers: $(TEST_STAMP)
 docs: $(TEST_STAMP)
 	@out=$$($(PYTEST) -q tests/unit/test_docs.py 2>&1) || { echo "$$out" >&2; exit 1; }
 	@echo "docs: ok"
+
+dashboards: $(TEST_STAMP) ## Write grafana/dashboards from the code beside them
+	@$(BIN)/python -m grafana
 
 bench: $(TEST_STAMP) ## Print the figures of docs/performance.md
 	@$(PYTEST) -q -s --timeout=1800 -m benchmark tests/benchmarks $(ARGS)

@@ -13,7 +13,7 @@ from ..circuits import MODES, STATES, waiting_for
 from ..host import host_of
 from ..limits import MB
 from ..service import internal_errors
-from ..store.counters import BOUNDS
+from ..store.counters import BOUNDS, DEAD_LETTERS, ENQUEUED, JOBS, RUNS
 from ..store.readings import Totals
 from .names import ALERTS, BREAKERS, COUNTED, PROCESS, TOTALS, WORKERS, Series
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ..store.queries import Row
 
 _SEGMENT_BYTES: Final = 1 << 20
+
+#: What is 0 for each known actor before it happens first: Prometheus sees no growth in a series that begins with 1.
+AWAITED: Final = {JOBS: ("completed", "failed"), DEAD_LETTERS: ("poison",)}
 
 #: Label values in the order of the series' labels, and the number.
 Samples = dict[tuple[str, ...], float]
@@ -125,6 +128,7 @@ def _totals(totals: Totals) -> Iterator[Metric]:
     counted: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
     for name, labels, value in totals.counters:
         counted[name].append((labels, value))
+    actors = {(labels["queue"], labels["actor"]) for name in (ENQUEUED, RUNS) for labels, _ in counted[name]}
     gauges = _gauges(totals)
     for series in (*TOTALS, *BREAKERS, *ALERTS):
         if series.type == "histogram":
@@ -133,6 +137,9 @@ def _totals(totals: Totals) -> Iterator[Metric]:
             samples: Samples = defaultdict(float)
             for labels, value in counted[series.name]:
                 samples[tuple(labels.get(name, "") for name in series.labels)] += value
+            for awaited in AWAITED.get(series.name, ()):
+                for key in actors:
+                    samples.setdefault((*key, awaited), 0.0)
             yield _family(series, samples)
         else:
             yield _family(series, gauges.get(series.name, {}))
