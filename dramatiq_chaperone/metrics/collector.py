@@ -10,10 +10,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from ..circuits import MODES, STATES, waiting_for
-from ..host import host_of
+from ..host import OUT_OF_MEMORY, host_of
 from ..limits import MB
 from ..service import internal_errors
-from ..store.counters import BOUNDS, DEAD_LETTERS, ENQUEUED, JOBS, RUNS
+from ..store import breakers, counters
+from ..store.counters import BOUNDS
 from ..store.readings import Totals
 from .names import ALERTS, BREAKERS, COUNTED, PROCESS, TOTALS, WORKERS, Series
 
@@ -25,8 +26,18 @@ if TYPE_CHECKING:
 
 _SEGMENT_BYTES: Final = 1 << 20
 
-#: What is 0 for each known actor before it happens first: Prometheus sees no growth in a series that begins with 1.
-AWAITED: Final = {JOBS: ("completed", "failed"), DEAD_LETTERS: ("poison",)}
+#: What is 0 before it happens first: Prometheus sees no growth in a series that begins with 1.
+#: Values of the last label; so it is for what happens to actors, to services, and to the fleet.
+AWAITED: Final = {
+    counters.JOBS: ("completed", "failed"),
+    counters.DEAD_LETTERS: ("retries exhausted", "poison"),
+    counters.STUCK: ("spinning", "blocked", "deadlock", "gil", "idle"),
+    counters.LOST: ("SIGKILL", "SIGSEGV", OUT_OF_MEMORY, "silent", "unknown"),
+    counters.VIOLATIONS: ("memory", "cpu", "timeout"),
+    counters.WORKERS_LOST: ("SIGKILL", "SIGSEGV", OUT_OF_MEMORY, "exit code", "silent", "unknown"),
+    breakers.CALLS: ("succeeded", "failed", "refused"),
+    breakers.TRANSITIONS: STATES,
+}
 
 #: Label values in the order of the series' labels, and the number.
 Samples = dict[tuple[str, ...], float]
@@ -128,7 +139,13 @@ def _totals(totals: Totals) -> Iterator[Metric]:
     counted: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
     for name, labels, value in totals.counters:
         counted[name].append((labels, value))
-    actors = {(labels["queue"], labels["actor"]) for name in (ENQUEUED, RUNS) for labels, _ in counted[name]}
+    known: dict[tuple[str, ...], set[tuple[str, ...]]] = {
+        ("queue", "actor"): {
+            (labels["queue"], labels["actor"]) for name in (counters.ENQUEUED, counters.RUNS) for labels, _ in counted[name]
+        },
+        ("service",): {(service,) for service, _, _ in totals.breakers},
+        (): {()},
+    }
     gauges = _gauges(totals)
     for series in (*TOTALS, *BREAKERS, *ALERTS):
         if series.type == "histogram":
@@ -138,7 +155,7 @@ def _totals(totals: Totals) -> Iterator[Metric]:
             for labels, value in counted[series.name]:
                 samples[tuple(labels.get(name, "") for name in series.labels)] += value
             for awaited in AWAITED.get(series.name, ()):
-                for key in actors:
+                for key in known[series.labels[:-1]]:
                     samples.setdefault((*key, awaited), 0.0)
             yield _family(series, samples)
         else:

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests import servers
 from tests.conftest import StartProcess
 from tests.e2e.conftest import Fleet
+from tests.e2e.prometheus import Prometheus, get
 from tests.e2e.test_fleet import watcher, workers
 from tests.processes import ROOT, Process
 from tests.waiting import wait_until
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    """Status and body; 0 while nobody listens."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=15) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
 
 
 def sample(port: int, name: str) -> float | None:
@@ -42,33 +26,6 @@ def sample(port: int, name: str) -> float | None:
 
 def ready(port: int) -> bool:
     return get(port, "/readyz")[0] == 200
-
-
-class Prometheus:
-    """A server that scrapes *targets* twice a second."""
-
-    def __init__(self, start_process: StartProcess, folder: Path, *targets: int) -> None:
-        binary = shutil.which("prometheus")
-        if binary is None:
-            servers.missing("Prometheus", "it is not installed (Debian: prometheus)")
-        self.port = servers.free_port()
-        jobs = [{"job_name": "chaperone", "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in targets]}]}]
-        config = folder / "prometheus.yml"
-        config.write_text(json.dumps({"global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"}, "scrape_configs": jobs}))
-        start_process(
-            str(binary),
-            *(f"--config.file={config}", f"--storage.tsdb.path={folder / 'tsdb'}", f"--web.listen-address=127.0.0.1:{self.port}"),
-        )
-
-    def query(self, text: str) -> list[dict[str, Any]]:
-        """The result of a query; empty while there is none."""
-        status, body = get(self.port, f"/api/v1/query?{urllib.parse.urlencode({'query': text})}")
-        found: list[dict[str, Any]] = json.loads(body)["data"]["result"] if status == 200 else []
-        return found
-
-    def by_outcome(self, name: str) -> Counter[str]:
-        """A counter, queues, actors and targets added up."""
-        return Counter({each["metric"]["outcome"]: int(each["value"][1]) for each in self.query(f"sum by (outcome) ({name})")})
 
 
 def test_the_totals_in_prometheus_are_what_the_actors_wrote_down(fleet: Fleet, start_process: StartProcess, tmp_path: Path) -> None:

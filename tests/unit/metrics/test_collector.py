@@ -44,7 +44,7 @@ def test_a_counter_is_served_as_it_stands() -> None:
     assert registry(totals).get_sample_value("chaperone_jobs_total", {**LABELS, "outcome": "completed"}) == 5
 
 
-def test_what_has_not_happened_yet_is_zero_for_each_actor_that_is_known() -> None:
+def test_what_has_not_happened_yet_is_zero_for_what_is_known() -> None:
     """Else the first failure would be none, for Prometheus: a series that begins with 1 has not grown."""
     found = registry(
         Totals(counters=[("chaperone_enqueued_total", LABELS, 5.0), ("chaperone_jobs_total", {**LABELS, "outcome": "failed"}, 2.0)])
@@ -53,6 +53,9 @@ def test_what_has_not_happened_yet_is_zero_for_each_actor_that_is_known() -> Non
     assert found.get_sample_value("chaperone_jobs_total", {**LABELS, "outcome": "failed"}) == 2
     assert found.get_sample_value("chaperone_dead_letters_total", {**LABELS, "reason": "poison"}) == 0
     assert found.get_sample_value("chaperone_dead_letters_total", {**LABELS, "reason": "age"}) is None
+    assert found.get_sample_value("chaperone_workers_lost_total", {"cause": "SIGKILL"}) == 0
+    services = registry(Totals(breakers=[("mail", "closed", "auto")]))
+    assert services.get_sample_value("chaperone_circuit_breaker_transitions_total", {"service": "mail", "state": "open"}) == 0
 
 
 def test_the_highest_memory_of_an_actor_is_a_gauge() -> None:
