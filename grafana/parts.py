@@ -37,15 +37,7 @@ SOURCES: Final = {
     "actor": "chaperone_enqueued_total",
     "service": "chaperone_circuit_breaker_state",
 }
-#: The metrics of alerts.
-ALERTS: Final = {
-    "chaperone_alerts_firing": ("type", "severity"),
-    "chaperone_alerts_opened_total": ("type", "severity"),
-    "chaperone_alert_deliveries_total": ("channel", "result"),
-    "chaperone_alerts_suppressed_total": ("reason",),
-    "chaperone_alert_delivery_duration_seconds": ("channel",),
-}
-LABELS: Final = {**{each.name: each.labels for each in SERIES}, **ALERTS}
+LABELS: Final = {each.name: each.labels for each in SERIES}
 RATE: Final = "[$__rate_interval]"
 RANGE: Final = "[$__range]"
 #: Of what there may be three hundred, so many lines are drawn: those with the most in the whole range that is shown.

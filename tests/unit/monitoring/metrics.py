@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 
 from dramatiq_chaperone.metrics.names import SERIES
-from grafana.parts import ALERTS
 
-#: Every metric and its type: what is exported, and what the alerts will export.
+#: Every metric and its type.
 TYPES = {each.name: each.type for each in SERIES}
-TYPES.update({name: "counter" if name.endswith("_total") else "histogram" if name.endswith("_seconds") else "gauge" for name in ALERTS})
 _SUFFIX = re.compile(r"_(?:bucket|sum|count)$")
 
 
