@@ -86,6 +86,8 @@ QUIET = {
     "actors: Highest memory ever": "no run ends after it was measured",
     "actors: Actors, Highest memory": "no run ends after it was measured",
     "breakers: Services, Failed": "the breaker opens with the first call",
+    "breakers: Duration of calls": "there is one call",
+    "breakers: Services, p95": "there is one call",
     "queues: Oldest": "what waits was put off",
     "queues: Queues, Oldest": "what waits was put off",
 }
