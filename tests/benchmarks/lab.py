@@ -98,10 +98,12 @@ class Lab:
         self._number = 0
 
     @contextlib.contextmanager
-    def worker(self, variant: Variant, *, queue: str = "default", actors: int = 1, prefetch: int | None = None) -> Iterator[Worker]:
-        """A worker process that is ready."""
+    def worker(
+        self, variant: Variant, *, queue: str = "default", actors: int = 1, prefetch: int | None = None, **more: str
+    ) -> Iterator[Worker]:
+        """A worker process that is ready, with *more* in its environment."""
         with self._place(variant) as (folder, env):
-            env |= {"NOTES": str(folder / "notes"), "ACTORS": str(actors)}
+            env |= {**more, "NOTES": str(folder / "notes"), "ACTORS": str(actors)}
             if prefetch is not None:
                 env["dramatiq_queue_prefetch"] = str(prefetch)
             process = WorkerProcess(APP, "--queues", queue, processes=1, threads=THREADS, log=folder / "log", env=env, cwd=ROOT)
