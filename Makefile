@@ -15,7 +15,7 @@ TEST_STAMP := $(VENV)/.installed-for-test
 DEMO_STAMP := $(VENV)/.installed-for-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help test demo check lint types layers docs dashboards bench soak format build clean
+.PHONY: help test demo check lint types layers docs dashboards pictures bench soak format build clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ docs: $(TEST_STAMP)
 
 dashboards: $(TEST_STAMP) ## Write grafana/dashboards from the code beside them
 	@$(BIN)/python -m grafana
+
+pictures: $(TEST_STAMP) ## Draw the dashboards for docs/ from the data of a real fleet, in six minutes
+	@$(PYTEST) -q -m benchmark tests/e2e/test_pictures.py $(ARGS)
 
 bench: $(TEST_STAMP) ## Print the figures of docs/performance.md
 	@$(PYTEST) -q -s --timeout=1800 -m benchmark tests/benchmarks $(ARGS)

@@ -204,7 +204,9 @@ def rows(
     names = {"Time": "", **{f"Value #{_letter(place)}": query.legend for place, (query, _) in enumerate(columns)}}
     for place, (query, unit) in enumerate(columns):
         panel = panel.with_target(_query(query, place).instant().format(PromQueryFormat.TABLE))
-        panel = panel.override_by_name(query.legend, [models.DynamicConfigValue("unit", unit), models.DynamicConfigValue("decimals", 2)])
+        panel = panel.override_by_name(
+            query.legend, [models.DynamicConfigValue("unit", unit), models.DynamicConfigValue("decimals", 0 if unit == "short" else 2)]
+        )
     panel = panel.with_transformation(models.DataTransformerConfig("merge", options={}))
     labels = [label.strip() for label in by.split(",")]
     order = {name: place for place, name in enumerate([*labels, *(f"Value #{_letter(n)}" for n in range(len(names) - 1))])}

@@ -56,7 +56,7 @@ def _table() -> object:
         ("chaperone_worker_consumers", "Consumers", "short"),
         ("chaperone_worker_jobs", "Jobs", "short"),
         ("chaperone_worker_memory_bytes", "Memory", "bytes"),
-        ("chaperone_worker_cpu_cores", "CPU cores", "short"),
+        ("chaperone_worker_cpu_cores", "CPU cores", "none"),
         ("chaperone_worker_open_files", "Open files", "short"),
     ]
     return rows(
