@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from grafana.pictures import draw
 from tests import servers
 from tests.conftest import StartProcess
 from tests.e2e.conftest import Fleet
@@ -39,6 +38,8 @@ __all__ = ["monitored"]
 
 
 def test_pictures(monitored: Fleet, start_process: StartProcess, tmp_path: Path) -> None:
+    from grafana.pictures import draw  # it takes a second, and most who collect this test do not run it
+
     fleet, ports = monitored, (servers.free_port(), servers.free_port())
     fleet.app = "tests.e2e.shop_app"
     for port in ports:

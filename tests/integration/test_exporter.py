@@ -196,9 +196,11 @@ def test_while_the_store_is_away_the_last_values_are_served(
         wait_until(lambda: served.value("chaperone_jobs_total", outcome="completed") == 1)
         getattr(between, harm)()
         assert served.value("chaperone_up") == 0
+        read_at = served.value("chaperone_read_timestamp_seconds")
         assert served.value("chaperone_jobs_total", outcome="completed") == 1
         assert served.reasons("/readyz")[0].startswith("the store does not answer")
         assert served.reasons("/livez") == []
+        assert read_at == served.value("chaperone_read_timestamp_seconds")  # of the last values, not of the scrape
         (between.restore if harm == "cut" else between.thaw)()
         wait_until(lambda: served.value("chaperone_up") == 1, timeout_s=30)
         served.stop()

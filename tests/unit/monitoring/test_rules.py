@@ -93,3 +93,15 @@ def test_rules_are_made_of_metrics_that_there_are() -> None:
         for name in re.findall(r"(?<![\w:])(chaperone_\w+_total)\b", rule["expr"]):
             assert TYPES[name] == "counter"
             assert re.search(rf"increase\({name}(\{{[^}}]*\}})?\[", rule["expr"]), rule["expr"]
+
+
+def test_what_grafana_reads_at_its_start_is_what_the_guide_says() -> None:
+    guide = (ROOT / "docs" / "grafana.md").read_text(encoding="utf-8")
+    for path in sorted((ROOT / "grafana" / "provisioning").rglob("*.yaml")):
+        found = yaml.safe_load(path.read_text())
+        assert found["apiVersion"] == 1
+        assert str(path.relative_to(ROOT)) in guide
+        for provider in found.get("providers", ()):
+            assert f"cp grafana/dashboards/*.json {provider['options']['path']}/" in guide
+    assert f"`{RULES[-1]['alert']}`" in guide
+    assert [rule["record"] in guide for rule in RULES if rule.get("record", "").endswith("p95_5m")] == [True, True]
