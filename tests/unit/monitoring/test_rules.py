@@ -105,3 +105,12 @@ def test_what_grafana_reads_at_its_start_is_what_the_guide_says() -> None:
             assert f"cp grafana/dashboards/*.json {provider['options']['path']}/" in guide
     assert f"`{RULES[-1]['alert']}`" in guide
     assert [rule["record"] in guide for rule in RULES if rule.get("record", "").endswith("p95_5m")] == [True, True]
+
+
+def test_what_an_alert_is_made_of_is_recorded_before_it_in_its_group() -> None:
+    """Groups are evaluated beside each other, in any order."""
+    for group in yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"]:
+        known: set[str] = set()
+        for rule in group["rules"]:
+            assert set(re.findall(r"job_\w+:[\w:]+", rule["expr"])) <= known, rule
+            known.add(rule.get("record", ""))
