@@ -122,6 +122,7 @@ TESTED = {
     "events.md",
     "settings.md",
     "metrics.md",
+    "grafana.md",
     "stopping.md",
     "isolation.md",
     "crashes.md",
@@ -313,13 +314,15 @@ def test_settings(tmp_path: Path) -> None:
     assert (settings.timeout, settings.excluded_queues, settings.alert_group_wait) == (600, ("mail*",), 10)
 
 
-def test_metrics(tmp_path: Path) -> None:
-    """Prometheus takes the configuration."""
+@pytest.mark.parametrize("guide", ["metrics.md", "grafana.md"])
+def test_the_configuration_of_prometheus(guide: str, tmp_path: Path) -> None:
+    """Prometheus takes it, all that a guide has together."""
     promtool = shutil.which("promtool")
     if promtool is None:
         servers.missing("promtool", "it is not installed (Debian: prometheus)")
-    (config,) = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "metrics.md").read_text(), flags=re.DOTALL | re.MULTILINE)
-    (tmp_path / "prometheus.yml").write_text(config)
+    parts = re.findall(r"^```yaml\n(.*?)^```", (DOCS / guide).read_text(), flags=re.DOTALL | re.MULTILINE)
+    (tmp_path / "prometheus.yml").write_text("".join(parts))
+    shutil.copy(ROOT / "grafana" / "prometheus" / "rules.yaml", tmp_path)
     command = [str(promtool), "check", "config", str(tmp_path / "prometheus.yml")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
