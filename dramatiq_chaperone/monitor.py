@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from . import host
-from .errors import StoreError
+from .errors import SchemaError, StoreError, StoreUnavailable
 from .events import JobRecovered, JobStuck, publish
 from .service import internal_error
 from .store import Store, commands, leases, queries, retention, stalls
@@ -92,6 +92,7 @@ class Monitor:
         if self._lease is not None:
             if self._alerting is not None:
                 with contextlib.suppress(LeaseLost):
+                    self._alert(store, self._lease)  # of what was written last, perhaps the death of a worker
                     self._alerting.finish(store, timeout_s=ANSWERS_S)
             self._let_go()
             leases.release(store, LEASE, self._holder)
@@ -136,7 +137,7 @@ class Monitor:
             return
         try:
             self._alerting.turn(store, lease)
-        except (StoreError, LeaseLost):
+        except (StoreUnavailable, SchemaError, LeaseLost):
             raise
         except Exception as error:  # noqa: BLE001 - as above
             internal_error("alerts", error)

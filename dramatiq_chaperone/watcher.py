@@ -44,6 +44,8 @@ TURN_S: Final = 0.25
 HURRY_S: Final = 3.0
 #: After the last sibling has ended, the rest of the journals may take this long, in seconds.
 DRAIN_S: Final = 10.0
+#: And the last turn of its duties, for the answers of messages that are on their way.
+LAST_TURN_S: Final = 8.0
 #: How long it waits for a sibling that is asked to stop and does not, in seconds: Dramatiq's own limit for that is 10 minutes.
 PATIENCE_S: Final = 660.0
 
@@ -114,9 +116,9 @@ class Watcher:
                     break
             time.sleep(TURN_S)
         self._exporter.stop()
-        self._duties.stop()
         self._writer.stop(timeout_s=DRAIN_S)
         self._writer.finish(timeout_s=DRAIN_S)
+        self._duties.stop(timeout_s=LAST_TURN_S)  # after the last is written, for the monitor looks at that once more
         return 0
 
     def _ask(self, number: int, frame: Any) -> None:

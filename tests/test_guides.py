@@ -22,6 +22,9 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 
 from dramatiq_chaperone import Chaperone, current_job, health
+from dramatiq_chaperone.alerts import Finding, Message, channels, rules
+from dramatiq_chaperone.alerts.channels import channels_of
+from dramatiq_chaperone.alerts.messages import Block
 from dramatiq_chaperone.breakers.registry import registry
 from dramatiq_chaperone.errors import CommandRefused, JobCancelled
 from dramatiq_chaperone.events import JobMemoryExceeded, JobMovedToDeadLetterQueue, finish_events, off, publish
@@ -43,7 +46,7 @@ def snippets(guide: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (DOCS / guide).read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("guide", ["querying.md", "stuck.md", "testing.md", "limits.md", "stopping.md", "dead-letters.md"])
+@pytest.mark.parametrize("guide", ["querying.md", "stuck.md", "testing.md", "limits.md", "stopping.md", "dead-letters.md", "alerting.md"])
 def test_links_lead_somewhere(guide: str) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (DOCS / guide).read_text())
     assert not [link for link in links if "://" not in link and not (DOCS / link).exists()]
@@ -101,6 +104,22 @@ def test_stuck() -> None:
     names["sync"](2)
 
 
+def test_alerting(capsys: pytest.CaptureFixture[str]) -> None:
+    (snippet,) = snippets("alerting.md")
+    names: dict[str, Any] = {}
+    try:
+        exec(snippet, names)  # as a reader runs it
+        at = datetime.now(UTC)
+        failed, other = (JobMovedToDeadLetterQueue(job_id="j1", actor_name=name, exception="E", failed_at=at) for name in ("invoice", "x"))
+        found = [thing.type for event in (failed, other) for thing in rules.all_of(event) if isinstance(thing, Finding)]
+        assert found == ["job_failed", "invoice_failed", "job_failed"]
+        assert channels_of(Settings.load()).by_name["desk"].send(Message("A title", "error", (Block("line", "A line"),))).is_sent
+    finally:
+        rules._own.clear()
+        channels._registered.clear()
+    assert capsys.readouterr().out == "A title\nA line\n"
+
+
 def test_testing(pytester: pytest.Pytester) -> None:
     app, *tests = snippets("testing.md")
     pytester.makepyfile(app=app, **{f"test_{number}": text for number, text in enumerate(tests)})
@@ -111,6 +130,7 @@ def test_testing(pytester: pytest.Pytester) -> None:
 
 #: Guides whose snippets are run below, or by a test of their own (tests/e2e/test_web_frameworks.py).
 TESTED = {
+    "alerting.md",  # its configurations by tests/unit/alerts
     "dead-letters.md",
     "querying.md",
     "stuck.md",

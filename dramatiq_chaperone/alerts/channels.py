@@ -348,7 +348,7 @@ def masked(text: str, secrets: Sequence[str]) -> str:
 
 
 class _Masking(logging.Filter):
-    """Apprise logs addresses as they are."""
+    """Apprise logs addresses as they are, and what is below it their paths."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -365,6 +365,7 @@ _masking: Final = _Masking()
 
 def _guard_log(secrets: Sequence[str]) -> None:
     _masking.secrets.update(secrets)
-    apprise_log = logging.getLogger("apprise")
-    if _masking not in apprise_log.filters:
-        apprise_log.addFilter(_masking)
+    for name in ("apprise", "urllib3.connectionpool", "requests"):
+        log = logging.getLogger(name)
+        if _masking not in log.filters:
+            log.addFilter(_masking)

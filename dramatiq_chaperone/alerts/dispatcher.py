@@ -23,7 +23,7 @@ from ..store import deliveries, leases
 from ..store.deliveries import Delivery
 from ..store.rows import put_events
 from . import messages, routing
-from .channels import Channel, Channels, channels_of, refuse_unknown
+from .channels import Channel, Channels, LogChannel, Sent, channels_of, refuse_unknown
 from .judging import Judge
 from .kinds import Alert
 from .sender import Result, Senders
@@ -83,7 +83,7 @@ class Alerting:
             channels = self._loading.channels()
             if channels is None:
                 return  # what happens meanwhile waits for the rules that are being imported
-            self._begun = self._begin(store, lease, channels)
+            self._begun = _Begun(self._settings, self._holder, lease, self._judge, channels, Senders(self._wake))
         self._begun.turn(store, self._clock())
 
     def let_go(self) -> None:
@@ -101,14 +101,6 @@ class Alerting:
         while self._begun.senders.in_flight() and time.monotonic() < until:
             time.sleep(0.05)
         self._begun.collect(store, self._clock())
-
-    def _begin(self, store: Store, lease: Lease, channels: Channels) -> _Begun:
-        begun = _Begun(self._settings, self._holder, lease, self._judge, channels, Senders(self._wake))
-        now = self._clock()
-        back = leases.under(store, lease, lambda: deliveries.give_back(store, begun.claimant, now))
-        if back:
-            logger.warning("%d messages of alerts were on their way when their sender ended: they are sent again.", back)
-        return begun
 
 
 class _Loading(Service):
@@ -135,7 +127,14 @@ class _Loading(Service):
                 importlib.import_module(module)
             except BaseException as error:  # noqa: BLE001 - the others work on
                 internal_error(f"alerts: import of {module}", error)
-        channels = channels_of(self._settings, check=True)
+        try:
+            channels = channels_of(self._settings, check=True)
+        except Exception as error:  # noqa: BLE001 - the log is always there
+            internal_error("alerts: channels", error)
+            channels = Channels({"log": LogChannel()}, {}, {})
+        for name, channel in channels.by_name.items():
+            if channel.fallback and channel.fallback not in channels.by_name:
+                logger.error("The fallback %s of the alert channel %s is not there.", channel.fallback, name)
         for name, problem in channels.wrong.items():
             logger.error("The alert channel %s is of no use: %s. The others work on.", name, problem)
         self._channels = channels
@@ -163,13 +162,17 @@ class _Begun:
         self._watchdog = Watchdog(url) if url.startswith(("http://", "https://")) else None
 
     def turn(self, store: Store, now: float) -> None:
+        """Collect, judge, tell, send."""
         self.collect(store, now)
-        if self._judge.turn(store, self.lease, now) or now >= self._next_flush:
-            self._next_flush = leases.under(store, self.lease, lambda: self._teller.flush(store, now, self._judge.waits_for))
+        # Whatever is interrupted by an error on the way, nothing of it waits for the next event.
+        due_at, self._next_flush = self._next_flush, 0.0
+        if self._judge.turn(store, self.lease, now) or now >= due_at:
+            due_at = leases.under(store, self.lease, lambda: self._teller.flush(store, now, self._judge.waits_for))
+        self._next_flush = due_at
         self._send(store, now)
         if self._watchdog is not None and now >= self._next_health:
             self._next_health = now + HEALTH_EVERY_S
-            if deliveries.health(deliveries.statistics(store, since=now - HEALTH_S))["healthy"] is not False:
+            if not deliveries.fail(deliveries.statistics(store, since=now - HEALTH_S, now=now)):
                 self._watchdog.well()
 
     def stop(self) -> None:
@@ -178,32 +181,54 @@ class _Begun:
             self._watchdog.stop(timeout_s=0.1)
 
     def _send(self, store: Store, now: float) -> None:
-        busy: set[str] = set()
-        waiting = deliveries.waiting(store)
-        taken = deliveries.sent_since(store, now - FLOOD_S) if waiting else {}
-        for delivery in waiting:
-            channel = self._channels.by_name.get(delivery.channel)
+        """Have the oldest message sent that is due on each channel, unless the channel has one."""
+        for name in deliveries.channels_that_wait(store):
+            channel = self._channels.by_name.get(name)
+            if channel is not None and self.senders.is_busy(name) and not self.senders.hangs(name):
+                continue
+            delivery = deliveries.next_of(store, name, now)
+            if delivery is None:
+                continue
             if channel is None:
                 self._misdirected(store, delivery, now)
-                continue
-            if channel.name in busy or self.senders.is_busy(channel.name):
-                continue
-            busy.add(channel.name)  # the oldest first: nothing overtakes it
-            if delivery.next_at is not None and delivery.next_at > now:
-                continue
-            self._give(store, channel, delivery, now, is_full=0 < channel.limit <= taken.get(channel.name, 0))
+            elif self.senders.hangs(name):
+                self._fail(store, delivery, "the channel still hangs in a delivery before this one", now)
+            else:
+                self._give(store, channel, delivery, now)
 
-    def _give(self, store: Store, channel: Channel, delivery: Delivery, now: float, *, is_full: bool) -> None:
+    def _give(self, store: Store, channel: Channel, delivery: Delivery, now: float) -> None:
         """Have one sent that is due, unless its channel has had enough of what is not critical."""
         told = {row["id"]: Alert(**row) for row in rows.by_ids(store, [key for key, _ in delivery.alerts])}
         alerts = [(told[key], status) for key, status in delivery.alerts if key in told]
-        if is_full and not any(alert.severity == "critical" for alert, _ in alerts):
+        if self._is_flooded(store, channel, alerts, now):
             leases.under(store, self.lease, lambda: deliveries.flood(store, delivery, now))
             return
         flooded = deliveries.flooded(store, channel.name, now)
+        more: dict[str, Any] = {"notice": delivery.notice, "may_repeat": delivery.may_repeat, "flooded": flooded}
+        try:
+            message = messages.make(alerts, self._settings, now=now, **more)
+        except Exception as error:  # noqa: BLE001 - of this message alone
+            internal_error("alerts", error)
+            self._fail(store, delivery, f"it cannot be written: {type(error).__name__}", now)
+            return
         if leases.under(store, self.lease, lambda: deliveries.claim(store, delivery.id, self.claimant, now)):
-            more: dict[str, Any] = {"notice": delivery.notice, "may_repeat": delivery.may_repeat, "flooded": flooded}
-            self.senders.send(channel, delivery, messages.make(alerts, self._settings, now=now, **more))
+            self.senders.send(channel, delivery, message)
+
+    @staticmethod
+    def _is_flooded(store: Store, channel: Channel, alerts: Sequence[tuple[Alert, str]], now: float) -> bool:
+        """Never what is critical, the end of something, or an incident."""
+        if not channel.limit or channel.is_on_call or any(alert.severity == "critical" or status != "firing" for alert, status in alerts):
+            return False
+        return deliveries.sent_since(store, channel.name, now - FLOOD_S) >= channel.limit
+
+    def _fail(self, store: Store, delivery: Delivery, error: str, now: float) -> None:
+        """It was not even tried."""
+
+        def fail() -> None:
+            if deliveries.claim(store, delivery.id, self.claimant, now):
+                self._over(store, Result(delivery, Sent(False, error), 0.0), now)
+
+        leases.under(store, self.lease, fail)
 
     def _misdirected(self, store: Store, delivery: Delivery, now: float) -> None:
         """Its channel is not in the settings any more: the log has it."""
@@ -216,9 +241,16 @@ class _Begun:
         leases.under(store, self.lease, move)
 
     def collect(self, store: Store, now: float) -> None:
-        """Keep what came of deliveries since the last call."""
-        for result in self.senders.results():
+        """Keep what came of deliveries since the last call; what was claimed and is not on its way waits again."""
+        self.senders.look()
+        while self.senders.results:
+            result = self.senders.results[0]
             leases.under(store, self.lease, lambda result=result: self._over(store, result, now))  # type: ignore[misc]
+            self.senders.results.popleft()
+        lost = [key for key in deliveries.sending(store) if not self.senders.has(key)]
+        if lost:
+            leases.under(store, self.lease, lambda: deliveries.give_back(store, lost, now))
+            logger.warning("%d messages of alerts were on their way when their sender ended: they are sent again.", len(lost))
 
     def _over(self, store: Store, result: Result, now: float) -> None:
         """Keep what came of a delivery, and what follows.  For the inside of a transaction."""
@@ -227,7 +259,7 @@ class _Begun:
             self._down.discard(delivery.channel)
             if not deliveries.finish(store, delivery, "sent", now, seconds=result.took_s, title=sent.title):
                 deliveries.drop_waiting(store, delivery.message, delivery.channel)  # it was given up, and has arrived
-            rows.told(store, [key for key, _ in delivery.alerts], now)
+            rows.told(store, [key for key, status in delivery.alerts if status == "firing"], now)
         elif deliveries.finish(store, delivery, "failed", now, seconds=result.took_s, error=sent.error, title=sent.title):
             logger.warning("An alert did not reach %s (attempt %d): %s", delivery.channel, delivery.attempt, sent.error)
             self._again(store, result, now)
@@ -243,11 +275,13 @@ class _Begun:
         channel = self._channels.by_name.get(delivery.channel)
         fallback = channel.fallback if channel is not None and channel.fallback in self._channels.by_name else ""
         is_last = sent.is_misconfigured or delivery.attempt > len(BACKOFF_S) or delivery.channel in self._down
+        is_refused = sent.is_misconfigured or _REFUSED.search(sent.error) is not None
         is_hopeless = sent.is_misconfigured or now - delivery.created_at > deliveries.LIFE_S
         if is_last:
             self._down.add(delivery.channel)  # what comes after it need not wait as long for the fallback
         if (is_last and fallback) or is_hopeless:
-            deliveries.add(store, fallback or "log", delivery.alerts, now, route=delivery.route, notice=delivery.notice)
+            more: dict[str, Any] = {"route": delivery.route, "notice": delivery.notice, "may_repeat": delivery.may_repeat or not is_refused}
+            deliveries.add(store, fallback or "log", delivery.alerts, now, **more)
             return
         wait_s = BACKOFF_S[delivery.attempt - 1] if delivery.attempt <= len(BACKOFF_S) else RARELY_S
         deliveries.add(
@@ -260,5 +294,5 @@ class _Begun:
             message=delivery.message,
             attempt=delivery.attempt + 1,
             next_at=now + wait_s,
-            may_repeat=delivery.may_repeat or not _REFUSED.search(sent.error),
+            may_repeat=delivery.may_repeat or not is_refused,
         )

@@ -30,9 +30,10 @@ def read(store: Store, now: float, *, window_s: float) -> tuple[Readings, Mappin
             oldest[queue] = max(oldest.get(queue, 0.0), (at - row["oldest_at"]).total_seconds())
         if row["paused_for"]:
             held.add(queue)
-    pending = queries.oldest_pending(store)
-    for queue, since in pending.items():
-        if queue not in oldest and queues.get(queue, 1):  # RabbitMQ does not tell; nor does a queue that nobody reads
+    used = rows.used_queues(store, now)
+    for queue, since in queries.oldest_pending(store).items():
+        # RabbitMQ does not tell; nor does a queue that nobody serves any more.
+        if queue not in oldest and queues.get(queue, queue in used):
             oldest[queue] = (at - since).total_seconds()
     waits_for = rows.waits_for(store, now)
     runs = [Runs(**each) for each in rows.runs_since(store, now - window_s, buckets=len(BUCKETS) + 1)]
@@ -51,7 +52,7 @@ def read(store: Store, now: float, *, window_s: float) -> tuple[Readings, Mappin
 
 
 def replaced(store: Store, lost: Mapping[str, tuple[str, float]]) -> list[str]:
-    """Alerts of lost workers on whose host others have started since: id to (host, when it was lost)."""
+    """Alerts of lost workers on whose host others have started since: id to (host, when it was heard of last)."""
     if not lost:
         return []
     started = rows.last_starts(store)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from ..events import Event, JobLost, JobRanTwice, WorkerCrashed, WorkerLost, WorkerReturned, from_stored, publish
+from ..events import JobLost, JobRanTwice, WorkerCrashed, WorkerLost, WorkerReturned, from_stored, publish
+from ..service import internal_error
 from ..settings import THRESHOLDS
 from ..store import alerts as rows
 from ..store import leases
+from ..store.database import DataRefused
 from . import fleet, routing, rules, thresholds
 from .kinds import Alert, Finding, Over, fingerprint, kind_of
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..store import Store
     from ..store.leases import Lease
+    from ..store.queries import Row
 
 #: Events that nobody publishes when they are written: it is the store that finds them.
 FOUND_BY_STORE: Final = (JobLost, JobRanTwice, WorkerCrashed, WorkerLost, WorkerReturned)
@@ -42,6 +45,7 @@ class Judge:
         self._numbers = {name: default for name, (_, default) in THRESHOLDS.items()} | dict(settings.alerts.get("thresholds", {}))
         #: When the next look is due.
         self._next_thresholds = self._next_ends = 0.0
+        self._measured_at = float("-inf")
         #: Fingerprint to since when a threshold is passed, and since when it is not any more.
         self._above: dict[str, float] = {}
         self._below: dict[str, float] = {}
@@ -67,26 +71,39 @@ class Judge:
         has_changed = False
         for _ in range(BATCHES):
             found = rows.to_judge(store, limit=BATCH)
-            events = [event for each in found if (event := from_stored(each["name"], each["data"] or {})) is not None]
-            keys = [each["id"] for each in found]
-            things = [thing for event in events for thing in self._things(event)]
-
-            def keep(keys: Sequence[Any] = keys, things: Sequence[Finding | Over] = things) -> None:
-                rows.judged(store, keys)
-                self._raise(store, things, now)
-
-            if keys:
-                leases.under(store, lease, keep)
-            for event in events:
-                if isinstance(event, FOUND_BY_STORE):
-                    publish(event)
-            has_changed |= bool(things)
+            try:
+                has_changed |= self._judge(store, lease, found, now)
+            except DataRefused as error:
+                internal_error("alerts", error)
+                for each in found:
+                    has_changed |= self._judge_alone(store, lease, each, now)
             if len(found) < BATCH:
                 break
         return has_changed
 
-    def _things(self, event: Event) -> list[Finding | Over]:
-        return [*rules.found(event), *rules.own(event)] if self._settings.alerting_enabled else []
+    def _judge(self, store: Store, lease: Lease, found: Sequence[Row], now: float) -> bool:
+        events = [event for each in found if (event := from_stored(each["name"], each["data"] or {})) is not None]
+        things = [thing for event in events for thing in rules.all_of(event)] if self._settings.alerting_enabled else []
+
+        def keep() -> None:
+            rows.judged(store, [each["id"] for each in found])
+            self._raise(store, things, now)
+
+        if found:
+            leases.under(store, lease, keep)
+        for event in events:
+            if isinstance(event, FOUND_BY_STORE):
+                publish(event)
+        return bool(things)
+
+    def _judge_alone(self, store: Store, lease: Lease, found: Row, now: float) -> bool:
+        """One of a batch in which something cannot be kept: if it is this one, it is given up, so that it does not stop the others."""
+        try:
+            return self._judge(store, lease, [found], now)
+        except DataRefused as error:
+            internal_error("alerts", error)
+            leases.under(store, lease, lambda: rows.judged(store, [found["id"]]))
+            return False
 
     def _raise(self, store: Store, things: Sequence[Finding | Over], now: float) -> None:
         """Keep what was found: a new alert, one that is seen again, one that is over.  For the inside of a transaction."""
@@ -147,22 +164,39 @@ class Judge:
         of_workers = {each.id: each.labels.get("worker", "") for each in shared}
         gone = rows.ended_workers(store, list(of_workers.values()))
         over += [key for key, worker in of_workers.items() if worker in gone]
-        lost = {each.id: each for each in firing if each.type == "worker_lost"}
-        over += fleet.replaced(store, {key: (each.labels.get("host", ""), each.first_seen_at) for key, each in lost.items()})
-        silent = [each for each in firing if now - each.last_seen_at > FORGET_S and each.type not in thresholds.TYPES]
-        over += [each.id for each in silent if each.type != "circuit_breaker"]  # which is open, however long nothing happens
-        if over:
-            leases.under(store, lease, lambda: rows.resolve(store, over, now))
+        lost = [each for each in firing if each.type == "worker_lost"]
+        heard_at = {each.id: float(each.evidence.get("since", each.first_seen_at)) for each in lost}
+        over += fleet.replaced(store, {each.id: (each.labels.get("host", ""), heard_at[each.id]) for each in lost})
+        forgotten = [each.id for each in firing if now - each.last_seen_at > FORGET_S and _may_be_forgotten(each)]
+
+        def keep() -> None:
+            rows.resolve(store, [*over, *forgotten], now)
+            # Nobody knows that it is over, so nobody is told so.
+            rows.suppress(store, dict.fromkeys(forgotten, "forgotten"), now)
+            rows.settle(store, forgotten, now)
+
+        if over or forgotten:
+            leases.under(store, lease, keep)
         return bool(over)
+
+    def _holds_s(self, type_: str) -> float:
+        """How long it has to be true before it fires."""
+        return 0.0 if type_ in thresholds.AT_ONCE else self._numbers[thresholds.HOLDS.get(type_, "for")]
 
     def _measure(self, store: Store, lease: Lease, now: float) -> bool:
         """Compare the fleet with its thresholds: what is above for long enough fires, and is over when it is below for as long."""
         readings, self.waits_for = fleet.read(store, now, window_s=self._numbers["window"])
+        if now - self._measured_at > 3 * THRESHOLDS_EVERY_S:  # what was between is not known
+            self._above, self._below = {}, {}
+        self._measured_at = now
         found = {each.fingerprint: each for each in thresholds.found(readings, self._settings, self._numbers)}
         self._above = {name: self._above.get(name, now) for name in found}
-        ripe = [each for name, each in found.items() if each.type in thresholds.AT_ONCE or now - self._above[name] >= self._numbers["for"]]
+        ripe = [each for name, each in found.items() if now - self._above[name] >= self._holds_s(each.type)]
         firing = {each.fingerprint: each for each in unsettled(store) if each.is_firing and each.type in thresholds.TYPES}
-        self._below = {name: self._below.get(name, now) for name in firing if name not in found}
+        known = [
+            name for name, each in firing.items() if each.type not in thresholds.OF_READINGS or each.labels.get("queue") in readings.queues
+        ]
+        self._below = {name: self._below.get(name, now) for name in known if name not in found}
         over = [firing[name].id for name, since in self._below.items() if now - since >= self._numbers["for"]]
         new = [each for each in ripe if each.fingerprint not in firing]
 
@@ -173,6 +207,11 @@ class Judge:
         if new or over:
             leases.under(store, lease, keep)
         return bool(new or over)
+
+
+def _may_be_forgotten(alert: Alert) -> bool:
+    """Whether nothing but its own report would tell the end of it: not a job, whose row does, nor a breaker, which stays open."""
+    return alert.type not in thresholds.TYPES and not kind_of(alert.type).is_of_job and alert.type != "circuit_breaker"
 
 
 def _fingerprints(thing: Finding | Over) -> list[str]:
@@ -187,5 +226,6 @@ def _evidence(finding: Finding, runbook: str = "") -> dict[str, Any]:
         "text": finding.evidence,
         "meaning": finding.meaning,
         "runbook": finding.runbook or runbook,
+        "since": finding.since,
     }
     return {name: value for name, value in given.items() if value}

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from ..settings import SEVERITIES
+
 
 class Kind(NamedTuple):
     """A type of alert.
@@ -84,6 +86,7 @@ class Finding(NamedTuple):
       severity: other than its type's.
       is_point: other than its type's.
       runbook: an address, where its actor has one of its own.
+      since: when it began, where that is not now; Unix seconds.
     """
 
     type: str
@@ -97,11 +100,27 @@ class Finding(NamedTuple):
     meaning: str = ""
     title: str = ""
     runbook: str = ""
+    since: float | None = None
 
     @property
     def fingerprint(self) -> str:
         """One alert fires for each."""
         return fingerprint(self.type, self.key)
+
+    def cleaned(self) -> Finding:
+        """The same, as every database takes it: a user's rule may have put anything into it."""
+        return self._replace(
+            type=_clean(self.type)[:40] or "unnamed",
+            key=_clean(self.key),
+            subject=_clean(self.subject)[:255],
+            labels={_clean(name): _clean(value)[:255] for name, value in dict(self.labels).items()},
+            details=[(_clean(pair[0]), _clean(pair[1])) for pair in map(tuple, self.details) if len(pair) == 2],
+            evidence=_clean(self.evidence),
+            severity=self.severity if self.severity in SEVERITIES else None,
+            meaning=_clean(self.meaning),
+            title=_clean(self.title)[:255],
+            runbook=_clean(self.runbook),
+        )
 
 
 class Over(NamedTuple):
@@ -109,6 +128,11 @@ class Over(NamedTuple):
 
     types: tuple[str, ...]
     key: str
+
+
+def _clean(value: object) -> str:
+    """Text without what a database refuses, of a length that one can read."""
+    return str(value).replace("\0", "").encode("utf-8", "replace").decode()[:100_000]
 
 
 def fingerprint(type_: str, key: str) -> str:

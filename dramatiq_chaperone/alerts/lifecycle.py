@@ -27,7 +27,8 @@ class Group:
       told: what each alert was told as: id to FIRING or RESOLVED.
       began_at: when the first alert came that has yet to be told.
       told_at: the last message.
-      repeats: messages since the group began to fire.
+      repeated_at: the last message that told all that fires: the first, and each repeat.
+      repeats: such messages since the group began to fire.
       first_told_at: the first message of those.
       is_escalated: the next channels know.
     """
@@ -35,6 +36,7 @@ class Group:
     told: Mapping[str, str] = field(default_factory=dict)
     began_at: float | None = None
     told_at: float | None = None
+    repeated_at: float | None = None
     first_told_at: float | None = None
     repeats: int = 0
     is_escalated: bool = False
@@ -61,7 +63,7 @@ class Turn:
 
 
 def turn(route: Route, group: Group, alerts: Sequence[Alert], muted: Mapping[str, str], now: float) -> Turn:
-    """What a group does now.
+    """What a group does now: one message at most; what is due besides comes with the next turn, which is due at once then.
 
     Parameters:
       alerts: those of the group that need attention.
@@ -71,15 +73,31 @@ def turn(route: Route, group: Group, alerts: Sequence[Alert], muted: Mapping[str
     alive = [each for each in alerts if each.id not in over]
     fresh = [each for each in alive if each.id not in group.told and each.id not in muted]
     ended = [each for each in alive if not each.is_firing and group.told.get(each.id) == FIRING and not each.is_point]
-    told = {each.id: group.told[each.id] for each in alive if each.id in group.told}
-    group = replace(group, told=told)
-    if fresh or ended:
-        due_at = _due(route, group, fresh, ended, now)
-        if due_at <= now:
-            return _tell(route, group, alive, fresh, ended, over, muted, now)
-        began_at = group.began_at if group.began_at is not None else now
-        return Turn(group=replace(group, began_at=began_at), over=over, due_at=due_at)
-    return _again(route, group, alive, over, muted, now)
+    began_at = None if not fresh else group.began_at if group.began_at is not None else now
+    group = replace(group, told={each.id: group.told[each.id] for each in alive if each.id in group.told}, began_at=began_at)
+    open_ = [each for each in alive if each.is_firing and not each.is_point and group.told.get(each.id) == FIRING]
+    waited_for = [each for each in open_ if each.acknowledged_at is None and each.id not in muted]
+    escalates_at = _escalates_at(route, group) if waited_for else None
+    repeats_at = _repeats_at(route, group) if waited_for else None
+    news_at = _news_at(route, group, fresh, ended, now) if fresh or ended else None
+    if escalates_at is not None and escalates_at <= now:
+        return Turn(group=replace(group, is_escalated=True), firing=tuple(waited_for), notice="escalation", over=over, due_at=now)
+    if news_at is not None and news_at <= now:
+        return Turn(group=_told(group, open_, fresh, ended, now), firing=tuple(fresh), resolved=tuple(ended), over=over, due_at=now)
+    if repeats_at is not None and repeats_at <= now:
+        repeated = replace(group, told_at=now, repeated_at=now, repeats=group.repeats + 1)
+        return Turn(group=repeated, firing=tuple(waited_for), notice="repeat", over=over, due_at=now)
+    times = [at for at in (escalates_at, news_at, repeats_at) if at is not None]
+    if any(each.id in muted for each in alive if each.id not in group.told):
+        times.append(now + LOOK_AGAIN_S)
+    if not alive:
+        # Kept until its interval is over, so that the next alert does not come at once.
+        rests_until = (group.told_at or 0.0) + route.group_interval
+        if rests_until <= now:
+            return Turn(group=None, over=over)
+        times.append(rests_until)
+        group = replace(group, repeats=0, first_told_at=None, repeated_at=None)
+    return Turn(group=group, over=over, due_at=min(times, default=None))
 
 
 def _over(group: Group, alerts: Sequence[Alert], muted: Mapping[str, str]) -> dict[str, str]:
@@ -95,74 +113,38 @@ def _over(group: Group, alerts: Sequence[Alert], muted: Mapping[str, str]) -> di
     return found
 
 
-def _due(route: Route, group: Group, fresh: Sequence[Alert], ended: Sequence[Alert], now: float) -> float:
+def _news_at(route: Route, group: Group, fresh: Sequence[Alert], ended: Sequence[Alert], now: float) -> float:
     """When the news may be told."""
     if any(each.severity == "critical" for each in fresh):
         return now
     if route.group_limit and len(fresh) >= route.group_limit:
         return now
-    wait_until = (group.began_at if group.began_at is not None else now) + route.group_wait
+    waited = (group.began_at if group.began_at is not None else now) + route.group_wait
     if group.told_at is None:
-        return wait_until
-    return max(group.told_at + route.group_interval, wait_until if fresh and not group.told else 0.0)
+        return waited
+    return max(group.told_at + route.group_interval, waited if fresh and not group.told else 0.0)
 
 
-def _tell(
-    route: Route,
-    group: Group,
-    alive: Sequence[Alert],
-    fresh: Sequence[Alert],
-    ended: Sequence[Alert],
-    over: Mapping[str, str],
-    muted: Mapping[str, str],
-    now: float,
-) -> Turn:
+def _escalates_at(route: Route, group: Group) -> float | None:
+    if group.is_escalated or group.first_told_at is None or not (route.escalate_after and route.escalate_to):
+        return None
+    return group.first_told_at + route.escalate_after
+
+
+def _repeats_at(route: Route, group: Group) -> float | None:
+    if group.repeated_at is None or not route.repeat or route.repeat[-1] <= 0:
+        return None
+    return group.repeated_at + route.repeat[min(max(group.repeats, 1), len(route.repeat)) - 1]
+
+
+def _told(group: Group, open_: Sequence[Alert], fresh: Sequence[Alert], ended: Sequence[Alert], now: float) -> Group:
+    """The group after a message with its news."""
     told = dict(group.told)
     told.update({each.id: FIRING for each in fresh if each.is_firing or each.is_point})
     told.update({each.id: RESOLVED for each in (*ended, *(it for it in fresh if not it.is_firing and not it.is_point))})
-    is_first = not any(each.id in group.told and group.told[each.id] == FIRING for each in alive if not each.is_point)
-    new = replace(
-        group,
-        told=told,
-        began_at=None,
-        told_at=now,
-        first_told_at=now if is_first or group.first_told_at is None else group.first_told_at,
-        repeats=1 if is_first else group.repeats,
-        is_escalated=False if is_first else group.is_escalated,
-    )
-    after = _again(route, new, alive, {}, muted, now)
-    # What was told is kept at least until it is settled: a group that is through goes with a later turn.
-    return replace(after, group=after.group or new, due_at=after.due_at or now, firing=tuple(fresh), resolved=tuple(ended), over=over)
-
-
-def _again(route: Route, group: Group, alive: Sequence[Alert], over: Mapping[str, str], muted: Mapping[str, str], now: float) -> Turn:
-    """Nothing is new: repeat, escalate, or wait."""
-    firing = [each for each in alive if each.is_firing and not each.is_point and group.told.get(each.id) == FIRING]
-    waiting = [each for each in alive if each.id not in group.told]
-    open_ = [each for each in firing if each.acknowledged_at is None and each.id not in muted]
-    times = []
-    if open_ and route.escalate_after and route.escalate_to and not group.is_escalated and group.first_told_at is not None:
-        due_at = group.first_told_at + route.escalate_after
-        if due_at <= now:
-            escalated = replace(group, is_escalated=True)
-            return replace(_again(route, escalated, alive, over, muted, now), firing=tuple(open_), notice="escalation")
-        times.append(due_at)
-    if open_ and route.repeat and route.repeat[-1] > 0 and group.told_at is not None:
-        due_at = group.told_at + route.repeat[min(max(group.repeats, 1), len(route.repeat)) - 1]
-        if due_at <= now:
-            repeated = replace(group, told_at=now, repeats=group.repeats + 1)
-            return replace(_again(route, repeated, alive, over, muted, now), firing=tuple(open_), notice="repeat")
-        times.append(due_at)
-    if waiting:
-        times.append(now + LOOK_AGAIN_S)
-    elif not firing:
-        # Kept until its interval is over, so that the next alert does not come at once.
-        rest_until = (group.told_at or 0.0) + route.group_interval
-        if rest_until <= now:
-            return Turn(group=None, over=over)
-        times.append(rest_until)
-        group = replace(group, repeats=0, first_told_at=None)
-    return Turn(group=group, over=over, due_at=min(times, default=None))
+    group = replace(group, told=told, began_at=None, told_at=now)
+    is_first = not open_ or group.first_told_at is None
+    return replace(group, first_told_at=now, repeated_at=now, repeats=1, is_escalated=False) if is_first else group
 
 
 def settled(alert: Alert, groups: Collection[Mapping[str, str]]) -> bool:

@@ -119,7 +119,7 @@ def _first_line(alerts: Sequence[Alert]) -> str:
 def _title(firing: Sequence[Alert], over: Sequence[Alert], *, is_test: bool) -> str:
     every = firing or over
     what = every[0].headline if len(every) == 1 else ", ".join(f"{name} ({number})" for name, number in sorted(_names(every).items()))
-    return f"{PREFIX} {'TEST: ' if is_test else ''}{'' if firing else 'Resolved: '}{what}"
+    return _tame(f"{PREFIX} {'TEST: ' if is_test else ''}{'' if firing else 'Resolved: '}{' '.join(what.split())}")
 
 
 def _remarks(notice: str, firing: Sequence[Alert], *, may_repeat: bool, flooded: tuple[int, int], is_test: bool) -> list[str]:

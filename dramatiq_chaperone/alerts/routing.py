@@ -15,7 +15,7 @@ from .kinds import Alert
 if TYPE_CHECKING:
     from ..settings import Settings
 
-#: The specification's windows in which an alert that comes again is not told again, in seconds.
+#: Windows in which an alert that comes again is not told again, by type, in seconds.
 LIMITS: Final[Mapping[str, float]] = {"default": 300.0}
 _HIGH: Final = ("*payment*", "*order*")
 _LOW: Final = ("*cleanup*", "*archive*")
@@ -59,9 +59,14 @@ def routes_of(settings: Settings, channels: Sequence[str], tags: Mapping[str, Se
       tags: those of each tag.
     """
     routes = [_route(table, number, settings, channels, tags) for number, table in enumerate(settings.alerts.get("routes", ()), 1)]
-    if routes and not routes[-1].match:
-        return routes
-    return [*routes, _route({"name": "default"}, 0, settings, channels, tags)]
+    if not routes or routes[-1].match:
+        routes.append(_route({"name": "default"}, 0, settings, channels, tags))
+    # Groups go by the name of their route.
+    names = [route.name for route in routes]
+    return [
+        route._replace(name=f"{route.name} {names[:place].count(route.name) + 1}") if route.name in names[:place] else route
+        for place, route in enumerate(routes)
+    ]
 
 
 def _route(table: Mapping[str, Any], number: int, settings: Settings, channels: Sequence[str], tags: Mapping[str, Sequence[str]]) -> Route:

@@ -132,9 +132,9 @@ def _crashed(event: events.WorkerCrashed) -> Iterable[Finding | Over]:
 
 def _lost(event: events.WorkerLost) -> Iterable[Finding]:
     labels, details = _of_worker(event)
-    yield Finding(
-        "worker_lost", event.worker_id, event.host or event.worker_id, labels, [*details, ("Silent for", duration(event.silent_for))]
-    )
+    details.append(("Silent for", duration(event.silent_for)))
+    heard_at = event.lost_at.timestamp() - event.silent_for
+    yield Finding("worker_lost", event.worker_id, event.host or event.worker_id, labels, details, since=heard_at)
 
 
 def _returned(event: events.WorkerReturned) -> Iterable[Over]:
@@ -189,18 +189,17 @@ def alert_rule(*kinds: type[Event]) -> Callable[[Callable[[Any], Any]], Callable
     return register
 
 
-def own(event: Event) -> Iterable[Finding | Over]:
-    """What the rules of users find in *event*."""
-    for rule in _own.get(type(event), ()):
+def all_of(event: Event) -> list[Finding | Over]:
+    """What every rule finds in *event*, those of users too.  What one raises, or gives that is neither, stops none of the others."""
+    things: list[Finding | Over] = []
+    for rule in (found, *_own.get(type(event), ())):
         try:
             given = rule(event)
-        except Exception as error:  # noqa: BLE001 - a rule's error stops nothing
-            internal_error(f"alert rule {rule.__qualname__}", error)
-            continue
-        if isinstance(given, Finding | Over):
-            yield given
-        elif given is not None:
-            yield from (each for each in given if isinstance(each, Finding | Over))
+            several = [given] if given is None or isinstance(given, Finding | Over) else list(given)
+            things += [each.cleaned() if isinstance(each, Finding) else each for each in several if each is not None]
+        except Exception as error:  # noqa: BLE001 - as above
+            internal_error(f"alert rule {getattr(rule, '__qualname__', rule)}", error)
+    return things
 
 
 def rule_modules() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from ..service import Service, internal_error
 from ..store.deliveries import Delivery
-from .channels import DELIVERY_S, Channel, Sent
+from .channels import DELIVERY_S, Channel, Sent, masked
 from .messages import Message
 
 #: After so long a delivery counts as failed, though its thread still hangs; seconds.
@@ -23,8 +23,6 @@ class Result(NamedTuple):
     sent: Sent
     #: Seconds that it took.
     took_s: float
-    #: It was given up before.
-    is_late: bool = False
 
 
 class _Flight(NamedTuple):
@@ -55,7 +53,7 @@ class _Thread(Service):
                 sent = self._channel.send(message)
             except Exception as error:  # noqa: BLE001 - a channel of the user's may raise whatever it likes
                 internal_error(f"alert channel {self._channel.name}", error)
-                sent = Sent(False, f"{type(error).__name__}: {error}"[:500], message.title)
+                sent = Sent(False, masked(f"{type(error).__name__}: {error}", ())[:500], message.title)
             self._done(delivery, sent, time.monotonic() - began)
 
     def forked(self) -> None:
@@ -68,17 +66,26 @@ class Senders:
     Parameters:
       wake: called when a delivery is over.
       clock: monotonic seconds.
+
+    Attributes:
+      results: what is over: come back, or given up.  Whoever keeps one takes it away.
     """
 
     def __init__(self, wake: Callable[[], None], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._wake, self._clock = wake, clock
         self._threads: dict[str, _Thread] = {}
         self._flights: dict[str, _Flight] = {}
-        self._results: deque[tuple[Delivery, Sent, float]] = deque()
+        self._landed: deque[tuple[Delivery, Sent, float]] = deque()
+        self.results: deque[Result] = deque()
 
     def is_busy(self, channel: str) -> bool:
         """Whether the channel's thread has something, perhaps for ever."""
         return channel in self._flights
+
+    def hangs(self, channel: str) -> bool:
+        """Whether that has been given up."""
+        flight = self._flights.get(channel)
+        return flight is not None and flight.is_given_up
 
     def send(self, channel: Channel, delivery: Delivery, message: Message) -> None:
         """Have *message* sent."""
@@ -89,22 +96,25 @@ class Senders:
         thread.put(delivery, message)
 
     def _over(self, delivery: Delivery, sent: Sent, took_s: float) -> None:
-        self._results.append((delivery, sent, took_s))
+        self._landed.append((delivery, sent, took_s))
         self._wake()
 
-    def results(self) -> list[Result]:
-        """What is over since the last call: come back, or given up."""
-        found = []
-        while self._results:
-            delivery, sent, took_s = self._results.popleft()
-            flight = self._flights.pop(delivery.channel, None)
-            found.append(Result(delivery, sent, took_s, is_late=flight is None or flight.is_given_up))
+    def look(self) -> None:
+        """Add to :attr:`results` what is over since the last call."""
+        while self._landed:
+            delivery, sent, took_s = self._landed.popleft()
+            self._flights.pop(delivery.channel, None)
+            self.results.append(Result(delivery, sent, took_s))
         now = self._clock()
         for name, flight in self._flights.items():
             if not flight.is_given_up and now - flight.since > GIVE_UP_S:
                 self._flights[name] = flight._replace(is_given_up=True)
-                found.append(Result(flight.delivery, Sent(False, f"no answer for {now - flight.since:.0f} s"), now - flight.since))
-        return found
+                self.results.append(Result(flight.delivery, Sent(False, f"no answer for {now - flight.since:.0f} s"), now - flight.since))
+
+    def has(self, key: str) -> bool:
+        """Whether the delivery of this id is on its way, or over and not taken away."""
+        flying = (flight.delivery.id for flight in self._flights.values() if not flight.is_given_up)
+        return key in {*flying, *(delivery.id for delivery, _, _ in self._landed), *(result.delivery.id for result in self.results)}
 
     def in_flight(self) -> bool:
         """Whether an answer is waited for that may still come."""

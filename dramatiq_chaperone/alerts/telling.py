@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from ..service import internal_error
 from ..store import alerts as rows
 from ..store import deliveries
 from . import lifecycle, routing
@@ -55,8 +56,13 @@ class Teller:
         due = [now + LOOK_EVERY_S] if every else []
         for name, (route, labels, alerts) in members.items():
             before = known.get(name)
-            turn = lifecycle.turn(route, Group(**before["state"]) if before else Group(), alerts, muted, now)
-            self._queue(store, route, turn, now)
+            try:
+                turn = lifecycle.turn(route, Group(**before["state"]) if before else _begun(alerts), alerts, muted, now)
+                self._queue(store, route, turn, every, now)
+            except (TypeError, ValueError, KeyError, AttributeError) as error:  # of this group alone
+                internal_error("alerts", error)
+                told[name], over[name] = {}, {}
+                continue
             told[name], over[name] = (turn.group.told if turn.group else {}), turn.over
             state = (
                 None if turn.group is None else {"route": route.name, "labels": labels, "state": asdict(turn.group), "due_at": turn.due_at}
@@ -112,8 +118,8 @@ class Teller:
                 found.setdefault(each.id, "limited")
         return found
 
-    def _queue(self, store: Store, route: Route, turn: lifecycle.Turn, now: float) -> None:
-        """One message a channel; on call, one an alert."""
+    def _queue(self, store: Store, route: Route, turn: lifecycle.Turn, every: Sequence[Alert], now: float) -> None:
+        """One message a channel; on call one an alert, and no end of an incident that another alert keeps open."""
         told = [*((each, "firing" if each.is_firing or each.is_point else "resolved") for each in turn.firing)]
         told += [(each, "resolved") for each in turn.resolved]
         if not told:
@@ -125,8 +131,20 @@ class Teller:
         for channel in channels or [self._channels.by_name["log"]]:
             mine = [(each.id, status) for each, status in told if status == "firing" or channel.sends_resolved]
             if channel.is_on_call:
+                fires = {each.fingerprint for each in every if each.is_firing}
+                ends = [each.id for each in turn.resolved if each.fingerprint not in fires]
+                mine = [pair for pair in mine if pair[1] == "firing" or pair[0] in ends]
                 parts = [[pair] for pair in mine] if turn.notice != "repeat" else []
             else:
                 parts = [mine] if mine else []
             for part in parts:
                 deliveries.add(store, channel.name, part, now, route=route.name, notice=turn.notice)
+
+
+def _begun(alerts: Sequence[Alert]) -> Group:
+    """A group that is not known.  Its alerts may have been told of by another one, before the routes were changed."""
+    told = [each for each in alerts if each.is_firing and each.told_at is not None]
+    if not told:
+        return Group()
+    at = max(each.told_at or 0.0 for each in told)
+    return Group(told={each.id: lifecycle.FIRING for each in told}, told_at=at, repeated_at=at, first_told_at=at, repeats=1)

@@ -39,7 +39,7 @@ class Readings:
     """The fleet as it stands.
 
     Attributes:
-      queues: queue to messages that are ready.
+      queues: queue to messages that are ready, of those that were read just now.
       oldest_s: queue to the age of its oldest message that could run, in seconds.
       served: the queues that a worker which lives fetches from; None: not known.
       runs: of the last *window_s* seconds.
@@ -64,8 +64,11 @@ class Readings:
 TYPES: Final = frozenset(
     {"queue_length", "oldest_waiting", "no_worker", "error_rate", "response_time", "dead_letters", "breaker_open_long", "crash_loop", "sla"}
 )
-#: True at once; the others have to hold for a while.
-AT_ONCE: Final = frozenset({"crash_loop", "breaker_open_long", "dead_letters", "no_worker", "oldest_waiting"})
+#: True at once: they have lasted already.  The others have to hold for a while, which is a number of its own for some.
+AT_ONCE: Final = frozenset({"crash_loop", "breaker_open_long", "dead_letters", "oldest_waiting"})
+HOLDS: Final[Mapping[str, str]] = {"no_worker": "no_worker"}
+#: What only a reading of the queue can tell to be over.
+OF_READINGS: Final = frozenset({"queue_length", "oldest_waiting"})
 
 
 def found(readings: Readings, settings: Settings, numbers: Mapping[str, float]) -> list[Finding]:
@@ -86,8 +89,8 @@ def _queues(readings: Readings, settings: Settings, numbers: Mapping[str, float]
     for queue, age_s in readings.oldest_s.items():
         is_served = readings.served is None or queue in readings.served
         labels, details = {"queue": queue}, [("Oldest message", duration(age_s))]
-        if not is_served and 0 < numbers["no_worker"] <= age_s:
-            yield Finding("no_worker", queue, queue, labels, [*details, ("Messages", f"{readings.queues.get(queue, 0):,}")])
+        if not is_served and numbers["no_worker"] > 0:
+            yield Finding("no_worker", queue, queue, labels, details)
         elif 0 < numbers["oldest_waiting"] <= age_s and queue not in readings.held:
             yield Finding("oldest_waiting", queue, queue, labels, [*details, ("Threshold", duration(numbers["oldest_waiting"]))])
 

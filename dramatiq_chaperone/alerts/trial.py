@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..store import alerts as rows
 from ..store import deliveries
 from . import messages, routing, rules
-from .channels import Channel, Channels, Sent, channels_of
+from .channels import Channel, Channels, Sent, channels_of, masked
 from .kinds import ALIASES, KINDS, Alert, Finding, fingerprint, kind_of
 from .sender import GIVE_UP_S
 
@@ -67,8 +67,14 @@ def send_test(
     found = []
     for type_ in named:
         alert = _alert(type_, settings)
-        names = only or (
-            known.default if everywhere else [name for route, _ in routing.routed(alert, routes) for name in known.expanded(route.channels)]
+        names = (
+            only
+            if channels
+            else (
+                known.default
+                if everywhere
+                else [name for route, _ in routing.routed(alert, routes) for name in known.expanded(route.channels)]
+            )
         )
         for name in dict.fromkeys(names):
             found += _try(known.by_name[name], alert, settings, store)
@@ -159,7 +165,7 @@ def _sent(channel: Channel, message: messages.Message) -> tuple[Sent, float]:
         try:
             answers.append(channel.send(message))
         except Exception as error:  # noqa: BLE001 - whatever a channel of the user's raises
-            answers.append(Sent(False, f"{type(error).__name__}: {error}"[:500]))
+            answers.append(Sent(False, masked(f"{type(error).__name__}: {error}", ())[:500]))
 
     began = time.monotonic()
     thread = threading.Thread(target=send, name=f"chaperone-test-{channel.name}", daemon=True)
@@ -174,6 +180,12 @@ def _keep(store: Store, channel: Channel, alert: Alert, sent: Sent, took_s: floa
     key = rows.raise_new(store, alert._asdict(), now, is_test=True)
     rows.settle(store, [key], now)
     delivery = deliveries.add(store, channel.name, [(key, "firing")], now, route="test", notice="test", result=deliveries.SENDING)
-    (row,) = deliveries.of_alert(store, key)
-    assert row.id == delivery
-    deliveries.finish(store, row, "sent" if sent.is_sent else "failed", now, seconds=took_s, error=sent.error or None, title=sent.title)
+    deliveries.finish(
+        store,
+        deliveries.find(store, delivery),
+        "sent" if sent.is_sent else "failed",
+        now,
+        seconds=took_s,
+        error=sent.error or None,
+        title=sent.title,
+    )

@@ -336,14 +336,19 @@ def stats(seconds: float, output: str) -> int:
     from dramatiq_chaperone.store import deliveries
 
     with reading(load_settings()) as store:
-        health = deliveries.health(deliveries.statistics(store, since=time.time() - seconds))
+        health = deliveries.health(deliveries.statistics(store, since=(now := time.time()) - seconds, now=now))
     if output == "json":
         write_json(health)
     else:
         word = {True: "healthy", False: "unhealthy", None: "unknown: nothing was sent"}[health["healthy"]]
         found = health["stats"]
         write_pairs(
-            [("health", word), ("sent", str(found["total_sent"])), ("failed", f"{found['total_failed']} ({health['failure_rate']} %)")]
+            [
+                ("health", word),
+                ("overdue", str(found["overdue"])),
+                ("sent", str(found["total_sent"])),
+                ("failed", f"{found['total_failed']} ({health['failure_rate']} %)"),
+            ]
         )
         for title, name in (("By channel", "by_channel"), ("By type", "by_type")):
             if found[name]:

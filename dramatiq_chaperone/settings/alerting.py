@@ -107,7 +107,7 @@ def checked_alerts(value: object, origin: str) -> dict[str, Any]:
         elif name in {"routes", "sla", "maintenance"} and not isinstance(part, list | tuple):
             raise _refused(where, part, "a list of tables", origin)
         checked[name] = _part(str(name), part, where, origin)
-    _refuse_unknown_channels(checked, origin)
+    _refuse_circles(checked, origin)
     return checked
 
 
@@ -190,8 +190,8 @@ def _number(kind: _Kind, value: Any, where: str, origin: str) -> float:
     return int(value) if kind.word == "whole" else float(value)
 
 
-def _refuse_unknown_channels(alerts: Mapping[str, Any], origin: str) -> None:
-    """A fallback to a channel that is declared nowhere; those of other settings are known later."""
+def _refuse_circles(alerts: Mapping[str, Any], origin: str) -> None:
+    """A channel that is its own fallback.  Whether others are there is known when all settings are."""
     channels = alerts.get("channels", {})
     for name, channel in channels.items():
         if channel.get("fallback") == name:
@@ -199,7 +199,7 @@ def _refuse_unknown_channels(alerts: Mapping[str, Any], origin: str) -> None:
 
 
 def _refused(where: str, value: object, what: str, origin: str) -> SettingsError:
-    is_secret = where.endswith(".urls")
+    is_secret = where.startswith(("alerts.channels", "alerts.watchdog_url"))
     shown = MASK if is_secret else value
     return SettingsError(f"{where} must be {what}, not {shown!r:.200} ({origin})", field=where, value=shown, origin=origin)
 

@@ -68,8 +68,12 @@ def judged(store: Store, keys: Sequence[Any]) -> None:
 # -- alerts
 
 
-def _rows(store: Store, condition: str, values: Sequence[Any] = (), tail: str = "") -> list[dict[str, Any]]:
-    columns = ", ".join(store.quote(name) for name in _COLUMNS)
+#: What is not read of every alert in each turn: stacks are long.  What others are about is needed to see whether these mute them.
+_LIGHT: Final = "CASE WHEN type IN ('worker_lost', 'circuit_breaker') THEN evidence END"
+
+
+def _rows(store: Store, condition: str, values: Sequence[Any] = (), tail: str = "", *, is_light: bool = False) -> list[dict[str, Any]]:
+    columns = ", ".join(_LIGHT if is_light and name == "evidence" else store.quote(name) for name in _COLUMNS)
     found = []
     for row in store.rows(f"SELECT {columns} FROM {{alerts}} WHERE {condition} {tail}", values):
         facts = dict(zip(_COLUMNS, row, strict=True))
@@ -77,6 +81,7 @@ def _rows(store: Store, condition: str, values: Sequence[Any] = (), tail: str = 
             facts[name] = unix_time(facts[name])
         for name in ("labels", "evidence"):
             facts[name] = json.loads(facts[name]) if isinstance(facts[name], str) else facts[name] or {}
+        facts["labels"] = {str(name): str(value) for name, value in facts["labels"].items()}
         facts["id"], facts["is_point"], facts["is_settled"] = str(facts["id"]), bool(facts["is_point"]), bool(facts["is_settled"])
         facts["priority"] = facts["priority"] or "normal"
         facts["subject"], facts["number"] = facts["subject"] or "", facts.pop("count")
@@ -85,8 +90,8 @@ def _rows(store: Store, condition: str, values: Sequence[Any] = (), tail: str = 
 
 
 def unsettled(store: Store) -> list[dict[str, Any]]:
-    """The alerts that fire, or of whose end somebody has yet to hear, the oldest first."""
-    return _rows(store, "is_settled = 0", tail=f"ORDER BY created_at, id LIMIT {MOST_ALERTS}")
+    """The alerts that fire, or of whose end somebody has yet to hear, the oldest first; of most without their evidence."""
+    return _rows(store, "is_settled = 0", tail=f"ORDER BY created_at, id LIMIT {MOST_ALERTS}", is_light=True)
 
 
 def by_ids(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:

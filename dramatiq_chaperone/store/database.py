@@ -86,7 +86,16 @@ class _Closing(peewee.Database):
 
 
 class _SQLite(_Closing, peewee.SqliteDatabase):
-    pass
+    def _connect(self) -> Any:
+        """Whoever makes a new file write ahead needs it for himself for a moment, and SQLite does not wait for that."""
+        until = time.monotonic() + BUSY_TIMEOUT_S
+        while True:
+            try:
+                return super()._connect()
+            except (sqlite3.OperationalError, peewee.OperationalError) as error:
+                if "locked" not in str(error) or time.monotonic() >= until:
+                    raise
+                time.sleep(0.01)
 
 
 class _Postgres(_Closing, peewee.PostgresqlDatabase):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..records import BUCKETS
 from . import counters
-from .alerts import SUPPRESSED, count
+from .alerts import count, suppress
 from .rows import insert_one
 from .times import stored_time, unix_time
 
@@ -27,9 +27,15 @@ DURATION: Final = "chaperone_alert_delivery_duration_seconds"
 
 #: A message is tried for so long at most, in seconds.
 LIFE_S: Final = 86_400.0
+#: One that has waited for so long is overdue, in seconds.
+OVERDUE_S: Final = 300.0
+#: So many failing attempts are well enough, in percent.
+HEALTHY_PERCENT: Final = 5.0
+#: Deliveries of a channel that are looked through for one that may be sent.
+_LOOK: Final = 200
+_LAST: Final = (float("inf"), "")
 WAITING: Final = "waiting"
 SENDING: Final = "sending"
-DONE: Final = ("sent", "failed", "flood")
 
 
 class Delivery(NamedTuple):
@@ -119,9 +125,37 @@ def _select(store: Store, condition: str, values: Sequence[Any], tail: str) -> l
     return found
 
 
-def waiting(store: Store, *, limit: int = 500) -> list[Delivery]:
-    """Those that wait, the oldest first, due or not: a newer one of a channel does not overtake."""
-    return _select(store, "result = ?", (WAITING,), f"ORDER BY created_at, message LIMIT {int(limit)}")
+def find(store: Store, key: str) -> Delivery:
+    """The delivery of this id."""
+    return _select(store, "id = ?", (_key(store, key),), "")[0]
+
+
+def channels_that_wait(store: Store) -> list[str]:
+    """The channels for which there is something, due or not."""
+    return [name for (name,) in store.rows("SELECT DISTINCT channel FROM {alert_deliveries} WHERE result = ? ORDER BY channel", (WAITING,))]
+
+
+def next_of(store: Store, channel: str, now: float) -> Delivery | None:
+    """The oldest delivery to *channel* that is due; None without one.
+
+    One that is about an alert of an older one, which has failed and is to be tried again, does not overtake it.
+    """
+    due = _select(
+        store,
+        "result = ? AND channel = ? AND next_at <= ?",
+        (WAITING, channel, _at(store, now)),
+        f"ORDER BY created_at, message LIMIT {_LOOK}",
+    )
+    if not due:
+        return None
+    text = f"SELECT alerts, created_at, message FROM {{alert_deliveries}} WHERE result = ? AND channel = ? AND next_at > ? LIMIT {_LOOK}"
+    held: dict[str, tuple[float, str]] = {}
+    for alerts, created_at, message in store.rows(text, (WAITING, channel, _at(store, now))):
+        place = (unix_time(created_at) or 0.0, message)
+        for key, _ in json.loads(alerts) if isinstance(alerts, str) else alerts:
+            held[key] = min(place, held.get(key, place))
+    free = (each for each in due if all(held.get(key, _LAST) > (each.created_at, each.message) for key, _ in each.alerts))
+    return next(free, None)
 
 
 def claim(store: Store, key: str, holder: str, at: float) -> bool:
@@ -130,10 +164,16 @@ def claim(store: Store, key: str, holder: str, at: float) -> bool:
     return bool(store.execute(text, (SENDING, _at(store, at), holder, _key(store, key), WAITING)).rowcount)
 
 
-def give_back(store: Store, holder: str, at: float) -> int:
-    """What others had claimed waits again, and may be a repeat; gives the number."""
-    text = "UPDATE {alert_deliveries} SET result = ?, may_repeat = 1, next_at = ? WHERE result = ? AND claimed_by <> ?"
-    return int(store.execute(text, (WAITING, _at(store, at), SENDING, holder)).rowcount)
+def sending(store: Store) -> list[str]:
+    """What is claimed, by whomever."""
+    return [str(key) for (key,) in store.rows("SELECT id FROM {alert_deliveries} WHERE result = ? ORDER BY id", (SENDING,))]
+
+
+def give_back(store: Store, keys: Sequence[str], at: float) -> None:
+    """These, which somebody had claimed who is gone, wait again, and may be repeats.  For the inside of a transaction."""
+    text = "UPDATE {alert_deliveries} SET result = ?, may_repeat = 1, next_at = ? WHERE id = ? AND result = ?"
+    for key in keys:
+        store.execute(text, (WAITING, _at(store, at), _key(store, key), SENDING))
 
 
 def finish(store: Store, delivery: Delivery, result: str, at: float, *, seconds: float, error: str | None = None, title: str = "") -> bool:
@@ -161,25 +201,23 @@ def flood(store: Store, delivery: Delivery, at: float) -> None:
     """A channel has had enough: this one is not sent, and its next message says so."""
     text = "UPDATE {alert_deliveries} SET result = 'flood', finished_at = ? WHERE id = ? AND result = ?"
     if store.execute(text, (_at(store, at), _key(store, delivery.id), WAITING)).rowcount:
-        count(store, {(SUPPRESSED, (("reason", "flood"),)): len(delivery.alerts)})
+        suppress(store, {key: "flood" for key, _ in delivery.alerts}, at)
 
 
 def flooded(store: Store, channel: str, now: float) -> tuple[int, int]:
     """Messages, and alerts in them, that the channel did not get since its last message; of a day at most."""
+    last = "SELECT MAX(finished_at) FROM {alert_deliveries} WHERE channel = ? AND result = 'sent' AND finished_at >= ?"
     day = _at(store, now - LIFE_S)
-    last = "SELECT MAX(finished_at) FROM {alert_deliveries} WHERE created_at >= ? AND channel = ? AND result = 'sent'"
-    since = store.rows(last, (day, channel))[0][0]
-    condition, values = ("AND finished_at > ?", (day, channel, since)) if since is not None else ("", (day, channel))
-    text = f"SELECT alerts FROM {{alert_deliveries}} WHERE created_at >= ? AND channel = ? AND result = 'flood' {condition}"
-    found = [json.loads(each) if isinstance(each, str) else each for (each,) in store.rows(text, values)]
+    since = store.rows(last, (channel, day))[0][0]
+    text = "SELECT alerts FROM {alert_deliveries} WHERE channel = ? AND result = 'flood' AND finished_at >= ?"
+    found = [json.loads(each) if isinstance(each, str) else each for (each,) in store.rows(text, (channel, since or day))]
     return len(found), sum(len(each) for each in found)
 
 
-def sent_since(store: Store, since: float) -> dict[str, int]:
-    """Channel to the messages that it took since then, or is being given."""
-    picked = "created_at >= ? AND result IN ('sent', 'sending') AND COALESCE(finished_at, claimed_at) >= ?"
-    text = f"SELECT channel, COUNT(*) FROM {{alert_deliveries}} WHERE {picked} GROUP BY channel"
-    return {channel: int(number) for channel, number in store.rows(text, (_at(store, since - LIFE_S), _at(store, since)))}
+def sent_since(store: Store, channel: str, since: float) -> int:
+    """Messages that *channel* took since then."""
+    text = "SELECT COUNT(*) FROM {alert_deliveries} WHERE channel = ? AND result = 'sent' AND finished_at >= ?"
+    return int(store.rows(text, (channel, _at(store, since)))[0][0])
 
 
 def of_alert(store: Store, key: str) -> list[Delivery]:
@@ -188,15 +226,15 @@ def of_alert(store: Store, key: str) -> list[Delivery]:
     return [each for each in reversed(newest) if any(alert == key for alert, _ in each.alerts)]
 
 
-def statistics(store: Store, *, since: float) -> dict[str, Any]:
-    """How deliveries went since then, in the specification's shape.
+def statistics(store: Store, *, since: float, now: float) -> dict[str, Any]:
+    """How deliveries went since then, in the specification's shape, and how many are overdue.
 
-    Returns ``{"total_sent", "total_failed", "by_channel": {channel: {"sent", "failed"}}, "by_type": {type: {"sent", "failed"}}}``:
-    attempts by channel, and by the type of the first alert in each.
+    Returns ``{"total_sent", "total_failed", "by_channel": {…}, "by_type": {…}, "overdue"}``: attempts, by channel and by the type of
+    the first alert in each as ``{"sent", "failed"}``; and messages that nobody has had for five minutes.
     """
     text = (
         "SELECT d.channel, a.type, d.result, COUNT(*) FROM {alert_deliveries} d JOIN {alerts} a ON a.id = d.alert_id "
-        "WHERE d.created_at >= ? AND d.result IN ('sent', 'failed') GROUP BY d.channel, a.type, d.result"
+        "WHERE d.finished_at >= ? AND d.result IN ('sent', 'failed') GROUP BY d.channel, a.type, d.result"
     )
     found: dict[str, Any] = {"total_sent": 0, "total_failed": 0, "by_channel": {}, "by_type": {}}
     for channel, type_, result, number in store.rows(text, (_at(store, since),)):
@@ -204,14 +242,23 @@ def statistics(store: Store, *, since: float) -> dict[str, Any]:
         for name, which in (("by_channel", channel), ("by_type", type_)):
             each = found[name].setdefault(which, {"sent": 0, "failed": 0})
             each[result] += int(number)
+    text = "SELECT COUNT(*) FROM {alert_deliveries} WHERE result IN (?, ?) AND created_at < ?"
+    found["overdue"] = int(store.rows(text, (WAITING, SENDING, _at(store, now - OVERDUE_S)))[0][0])
     return found
 
 
+def fail(statistics: Mapping[str, Any]) -> bool:
+    """Whether messages do not arrive: some are overdue, or all attempts failed."""
+    return bool(statistics["overdue"] or (statistics["total_failed"] and not statistics["total_sent"]))
+
+
 def health(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """The specification's verdict: under 5 % of the attempts fail; None where there was none, and nothing is known.
+    """The specification's verdict: under 5 % of the attempts fail, and nothing is overdue; None where nothing was to be sent.
 
     Returns ``{"healthy": bool | None, "stats": …, "failure_rate": percent}``.
     """
     sent, failed = statistics["total_sent"], statistics["total_failed"]
     rate = 100.0 * failed / (sent + failed) if sent + failed else 0.0
-    return {"healthy": rate < 5.0 if sent + failed else None, "stats": dict(statistics), "failure_rate": round(rate, 2)}
+    is_known = sent + failed > 0 or statistics["overdue"] > 0
+    healthy = rate < HEALTHY_PERCENT and not statistics["overdue"] if is_known else None
+    return {"healthy": healthy, "stats": dict(statistics), "failure_rate": round(rate, 2)}

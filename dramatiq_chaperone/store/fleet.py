@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 
 #: A reading of a queue that is older than this says nothing of now, in seconds.
 FRESH_S: Final = 60.0
+DAY_S: Final = 86_400.0
 
 
 def runs_since(store: Store, since: float, *, buckets: int) -> list[dict[str, Any]]:
-    """What the runs of each actor in each queue did since then, from whole minutes.
+    """What the runs of each actor in each queue did since then, from whole minutes; those that somebody stopped say nothing.
 
     Each has queue, actor, total, failed, duration_s and wait_s (sums), and buckets.
     """
     names = [f"bucket_{number:02}" for number in range(buckets)]
     sums = ", ".join(f"SUM({name})" for name in names)
     text = (
-        "SELECT queue, actor_name, SUM(runs_succeeded), SUM(runs_failed + runs_interrupted + runs_killed + runs_lost), "
+        "SELECT queue, actor_name, SUM(runs_succeeded), SUM(runs_failed + runs_lost), "
         f"SUM(duration_seconds), SUM(wait_seconds), {sums} FROM {{rollups}} WHERE minute_at >= ? GROUP BY queue, actor_name"
     )
     found = []
@@ -43,14 +44,16 @@ def runs_since(store: Store, since: float, *, buckets: int) -> list[dict[str, An
 
 def served_queues(store: Store) -> frozenset[str]:
     """The queues that the workers which live fetch from."""
-    found: set[str] = set()
-    for (text,) in store.rows("SELECT DISTINCT queues FROM {workers} WHERE status IN ('running', 'paused')"):
-        try:
-            names = json.loads(text or "[]")
-        except ValueError:
-            names = [each.strip() for each in text.split(",")]
-        found.update(names)
-    return frozenset(found)
+    return _queues_of(store.rows("SELECT DISTINCT queues FROM {workers} WHERE status IN ('running', 'paused')"))
+
+
+def used_queues(store: Store, now: float) -> frozenset[str]:
+    """The queues that any worker has fetched from within a day."""
+    return _queues_of(store.rows("SELECT DISTINCT queues FROM {workers} WHERE updated_at >= ?", (stored_time(store.kind, now - DAY_S),)))
+
+
+def _queues_of(rows: list[tuple[Any, ...]]) -> frozenset[str]:
+    return frozenset(name for (text,) in rows for name in json.loads(text or "[]"))
 
 
 def waits_for(store: Store, now: float) -> dict[str, frozenset[str]]:
@@ -65,9 +68,10 @@ def waits_for(store: Store, now: float) -> dict[str, frozenset[str]]:
 
 
 def crashes_since(store: Store, since: float) -> dict[str, int]:
-    """Host to the workers that crashed there since then."""
-    text = "SELECT host, COUNT(*) FROM {workers} WHERE status = 'lost' AND stopped_at >= ? GROUP BY host"
-    return {host or "": int(number) for host, number in store.rows(text, (stored_time(store.kind, since),))}
+    """Host to the workers that both started and crashed there since then: a host that goes down once is no loop."""
+    text = "SELECT host, COUNT(*) FROM {workers} WHERE status = 'lost' AND stopped_at >= ? AND started_at >= ? GROUP BY host"
+    at = stored_time(store.kind, since)
+    return {host or "": int(number) for host, number in store.rows(text, (at, at))}
 
 
 def last_starts(store: Store) -> dict[str, float]:

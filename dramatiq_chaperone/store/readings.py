@@ -80,7 +80,7 @@ def read_totals(store: Store) -> Totals:
 
 def read_alert_health(store: Store) -> dict[str, Any]:
     """How deliveries of alerts went in the last hour.  Raises StoreError."""
-    return deliveries.health(deliveries.statistics(store, since=time.time() - ALERTS_S))
+    return deliveries.health(deliveries.statistics(store, since=(now := time.time()) - ALERTS_S, now=now))
 
 
 def read_workers(store: Store, among: Collection[str] | None) -> list[Row]:

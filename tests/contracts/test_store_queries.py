@@ -307,10 +307,12 @@ def _look_after_alerts(store: Store) -> None:
     judge.turn(store, leases.Lease("monitor", "test", epoch), NOW)
     alerts.list_alerts(store)
     alerts.firing(store)
-    deliveries.waiting(store)
-    deliveries.sent_since(store, NOW - 60)
+    deliveries.next_of(store, "mail", NOW)
+    deliveries.channels_that_wait(store)
+    deliveries.sending(store)
+    deliveries.sent_since(store, "mail", NOW - 60)
     deliveries.flooded(store, "mail", NOW)
-    deliveries.statistics(store, since=NOW - 3600)
+    deliveries.statistics(store, since=NOW - 3600, now=NOW)
 
 
 def _fill(store: Store, jobs: int) -> None:

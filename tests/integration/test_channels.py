@@ -194,10 +194,13 @@ def test_a_bad_address_is_named_without_its_secret_and_the_others_work_on(server
 
 
 def test_apprise_logs_no_secret(server: WebServer, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="apprise")
+    caplog.set_level(logging.DEBUG)
+    for name in ("apprise", "urllib3.connectionpool"):
+        caplog.set_level(logging.DEBUG, logger=name)
     server.answer = (500, b"no")
     AppriseChannel("hook", f"json://user:{SECRET}@{server.address}/path/{SECRET}").send(message())
     assert any(record.name == "apprise" for record in caplog.records)
+    assert any(record.name == "urllib3.connectionpool" for record in caplog.records)
     assert SECRET not in caplog.text
 
 
@@ -245,6 +248,8 @@ def test_a_trial_goes_to_each_channel_and_says_what_came_of_it(server: WebServer
     assert [(each.channel, each.is_sent) for each in found] == [("bad", False), ("good", True)]
     assert server.got[0][2]["title"] == "[Chaperone Alert] TEST: Job Stuck: example_actor"
     assert "This is a test. Nothing is wrong." in server.got[0][2]["message"]
+    assert [each.channel for each in send_test(["stuck"], channels=["bad"], settings=load(**arguments))] == ["bad"]
+    assert len(server.got) == 1, "only where it was asked for"
     with pytest.raises(ValueError, match="did you mean job_stuck"):
         send_test(["job_stukc"], settings=load(**arguments))
     with pytest.raises(ValueError, match="There is no channel 'goood'; did you mean good"):

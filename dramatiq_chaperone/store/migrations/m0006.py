@@ -53,6 +53,6 @@ TABLES: Final[dict[str, str]] = {
 INDEXES: Final[dict[str, tuple[str, ...]]] = {
     "events": ("to_judge where to_judge is not null",),
     "alerts": ("is_settled, created_at", "created_at"),
-    "alert_deliveries": ("result, next_at", "created_at"),
+    "alert_deliveries": ("result, next_at", "channel, result, finished_at", "finished_at", "created_at"),
     "alert_groups": ("unique series",),
 }

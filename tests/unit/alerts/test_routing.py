@@ -82,6 +82,14 @@ def test_the_documentation_has_every_type_and_every_threshold() -> None:
     assert shown == {name: default for name, (_, default) in THRESHOLDS.items()}
 
 
+def test_routes_of_one_name_are_two() -> None:
+    channels = {name: {"urls": f"json://{name}"} for name in "ab"}
+    routes = [{"preset": "digest", "match": {"queue": name}, "channels": [name]} for name in "ab"]
+    settings = load(alerts={"channels": channels, "routes": routes})
+    assert ways(settings, alert("x", labels={"queue": "a"})) == [("digest", ("a",))]
+    assert ways(settings, alert("x", labels={"queue": "b"})) == [("digest 2", ("b",))]
+
+
 def test_the_presets_are_those_of_the_specification() -> None:
     routes = [{"preset": "digest", "continue": True}, {"preset": "grouped", "continue": True}, {"preset": "escalating"}]
     digest, grouped, escalating = routing.routes_of(load(alerts={"routes": routes}), ["log"], {})[:3]
@@ -161,6 +169,13 @@ def test_what_is_wrong_is_named(alerts: Any, words: str) -> None:
 def test_a_route_to_a_channel_that_is_not_there_is_named() -> None:
     with pytest.raises(SettingsError, match="There is no channel 'slak'"):
         refuse_unknown(["slak"], channels_of(load()))
+
+
+@pytest.mark.parametrize("alerts", [{"channels": {"ops": "slack://s3cr3t-t0ken"}}, {"watchdog_url": ["https://s3cr3t-t0ken"]}])
+def test_no_error_shows_a_secret(alerts: Any) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(alerts=alerts)
+    assert "s3cr3t" not in str(raised.value)
 
 
 def test_no_setting_shows_a_secret() -> None:
