@@ -132,7 +132,7 @@ def test_after_the_gil_was_held_the_others_move_again(stuck_fleet: Fleet) -> Non
     wait_until(lambda: statuses(stuck_fleet) == {"long_sleep": "running", "hold_gil_for": "completed"}, timeout_s=60)
     wait_until(lambda: events(stuck_fleet, "JobRecovered"), timeout_s=10)
     names = [name for (name,) in stuck_fleet.sql("SELECT name FROM events WHERE name IN ('JobStuck', 'JobRecovered') ORDER BY id")]
-    assert names == ["JobStuck", "JobRecovered"]
+    assert names[:2] == ["JobStuck", "JobRecovered"]  # on a machine that is busy enough it may be late once more
 
 
 @pytest.mark.timeout(120)

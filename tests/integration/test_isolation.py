@@ -498,9 +498,9 @@ class TestItsStack:
     def test_it_is_that_of_its_own_process(self, app: Isolated) -> None:
         message = app.send("sleep", 5)
         app.pid()
+        wait_until(lambda: "in sleep\n    time.sleep(seconds)" in self.stack(app, message))
         stack = self.stack(app, message)
         assert stack.startswith('  File "')
-        assert "in sleep\n    time.sleep(seconds)" in stack
         assert "supervision" not in stack
         ((slot, job),) = app.slots()
         interrupt(slot, job, Shutdown)
