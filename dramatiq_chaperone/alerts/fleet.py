@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def read(store: Store, now: float, *, window_s: float) -> tuple[Readings, Mapping[str, frozenset[str]]]:
-    """The fleet, and queue to the services that its jobs wait for."""
+    """The fleet, and queue to what its jobs wait for, in words."""
     at = datetime.fromtimestamp(now, UTC)
     queues: dict[str, int] = {}
     oldest: dict[str, float] = {}

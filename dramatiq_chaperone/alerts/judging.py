@@ -49,7 +49,7 @@ class Judge:
         #: Fingerprint to since when a threshold is passed, and since when it is not any more.
         self._above: dict[str, float] = {}
         self._below: dict[str, float] = {}
-        #: Queue to the services that its jobs wait for.
+        #: Queue to what its jobs wait for, in words.
         self.waits_for: Mapping[str, frozenset[str]] = {}
 
     def turn(self, store: Store, lease: Lease, now: float) -> bool:

@@ -9,6 +9,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from ..circuits import waiting_for
 from ..settings import PRESETS
 from .kinds import Alert
 
@@ -169,16 +170,15 @@ def inhibited(alert: Alert, firing: Iterable[Alert], waits_for: Mapping[str, fro
 
     Parameters:
       firing: those that can mute others.
-      waits_for: queue to the services that its jobs wait for.
+      waits_for: queue to what its jobs wait for, in words: ``circuits.waiting_for``.
     """
-    services = waits_for.get(alert.labels.get("queue", ""), frozenset())
+    reasons = waits_for.get(alert.labels.get("queue", ""), frozenset())
     for other in firing:
         if other.id == alert.id:
             continue
         if other.type == "worker_lost" and alert.type.startswith(("job_", "resource_")) and alert.labels.get("worker") == other.key:
             return other
-        is_of_queue = alert.type in {"queue_length", "oldest_waiting"}
-        if other.type == "circuit_breaker" and ((is_of_queue and other.key in services) or alert.labels.get("waits_for") == other.key):
+        if other.type == "circuit_breaker" and alert.type in {"queue_length", "oldest_waiting"} and waiting_for(other.key) in reasons:
             return other
     return None
 

@@ -34,7 +34,7 @@ class Teller:
         """Take each group's turn, and put what it has to tell into the row of deliveries.  For the inside of a transaction.
 
         Parameters:
-          waits_for: queue to the services that its jobs wait for.
+          waits_for: queue to what its jobs wait for, in words.
 
         Returns when it has to be called again at the latest.
         """

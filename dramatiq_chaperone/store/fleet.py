@@ -57,13 +57,13 @@ def _queues_of(rows: list[tuple[Any, ...]]) -> frozenset[str]:
 
 
 def waits_for(store: Store, now: float) -> dict[str, frozenset[str]]:
-    """Queue to what its jobs wait for: the services whose breakers are open, or disk space."""
+    """Queue to what its jobs wait for, in words, as it stands on them."""
     since = stored_time(store.kind, now - FRESH_S)
     put_off = "SELECT DISTINCT queue, waiting_for FROM {supervised_jobs} WHERE waiting_for IS NOT NULL AND status = 'pending' AND eta > ?"
     paused = "SELECT queue, paused_for FROM {queues} WHERE paused_for IS NOT NULL AND read_at > ?"
     found: dict[str, set[str]] = {}
     for queue, reason in (*store.rows(put_off, (since,)), *store.rows(paused, (since,))):
-        found.setdefault(queue or "", set()).update(each.strip() for each in reason.split(","))
+        found.setdefault(queue or "", set()).add(reason)
     return {queue: frozenset(reasons) for queue, reasons in found.items()}
 
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from dramatiq_chaperone import alert_rule, events
+from dramatiq_chaperone import alert_rule, events, records
 from dramatiq_chaperone.alerts import Finding, alert_channel, channels, rules
 from dramatiq_chaperone.alerts.dispatcher import BACKOFF_S
+from dramatiq_chaperone.circuits import waiting_for
 from dramatiq_chaperone.store import alerts as rows
 from dramatiq_chaperone.store import deliveries, retention
 from dramatiq_chaperone.store.leases import LeaseLost
 from tests.contracts.alerting import AT, Post, Stage, closed, dead, opened, post, queue_read, stage, stuck  # noqa: F401 - fixtures
-from tests.contracts.conftest import NOW, enqueued, origin, started
+from tests.contracts.conftest import NOW, Process, enqueued, origin, started
 
 
 def test_an_alert_is_told_once_after_its_wait_and_again_when_it_is_over(stage: Callable[..., Stage], post: Post) -> None:
@@ -223,6 +224,19 @@ def test_a_lost_worker_mutes_what_its_own_jobs_have_to_say(stage: Callable[..., 
     it.passes(301)
     it.passes(301)
     assert post.titles[1:] == ["[Chaperone Alert] Resolved: Worker Lost: far", "[Chaperone Alert] Job Stuck: import_feed"]
+
+
+def test_an_open_breaker_mutes_the_queue_that_waits_for_it(stage: Callable[..., Stage], post: Post) -> None:
+    """As the worker that put a message off has written it."""
+    it = stage(alert_queue_length=10, alert_group_wait=0, alert_group_interval=0, alerts={"thresholds": {"no_worker": 0, "for": 0}})
+    worker = Process(it.store, "host-1-q")
+    deferred = records.Deferred(records.DEFERRED, it.now, "j1", 0, "charge", "default", it.now, it.now + 900, waiting_for("payments"))
+    worker.writes(enqueued("j1"), tuple(deferred), queue_read(11, it.now))
+    it.happens(opened("payments"))
+    for _ in range(3):
+        it.passes(15)
+    assert post.titles == ["[Chaperone Alert] Circuit Breaker Opened: payments"]
+    assert {each["type"]: each["suppressed"] for each in it.alerts()}["queue_length"] == "inhibited"
 
 
 def test_a_failed_attempt_is_made_again_and_then_the_fallback_is_asked(stage: Callable[..., Stage], post: Post) -> None:

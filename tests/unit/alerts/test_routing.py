@@ -12,6 +12,7 @@ import pytest
 from dramatiq_chaperone.alerts import messages, routing
 from dramatiq_chaperone.alerts.channels import channels_of, refuse_unknown
 from dramatiq_chaperone.alerts.kinds import KINDS, Alert, fingerprint
+from dramatiq_chaperone.circuits import waiting_for
 from dramatiq_chaperone.errors import SettingsError
 from dramatiq_chaperone.settings import THRESHOLDS, Settings
 from tests.unit.alerts.test_lifecycle import alert
@@ -133,8 +134,8 @@ def test_inhibition() -> None:
     assert routing.inhibited(mine, [lost], {}) is lost
     assert routing.inhibited(other, [lost], {}) is None
     assert routing.inhibited(lost, [lost], {}) is None
-    assert routing.inhibited(queue, [opened], {"pay": frozenset({"payments"})}) is opened
-    assert routing.inhibited(queue, [opened], {"mail": frozenset({"payments"})}) is None
+    assert routing.inhibited(queue, [opened], {"pay": frozenset({waiting_for("payments")})}) is opened
+    assert routing.inhibited(queue, [opened], {"mail": frozenset({waiting_for("payments")})}) is None
     assert routing.inhibited(mine, [opened], {}) is None
 
 
