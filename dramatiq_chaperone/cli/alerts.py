@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,7 +13,7 @@ from dramatiq_chaperone.errors import ChaperoneError, SettingsError
 
 from . import formats
 from .asking import asker
-from .options import FAILED, OK, WithDefault, format_option, load_settings, reading, store_options
+from .options import FAILED, OK, Span, WithDefault, format_option, load_settings, reading, store_options
 from .output import Column, write_heading, write_json, write_pairs, write_table
 
 if TYPE_CHECKING:
@@ -67,23 +66,9 @@ STYLES: Final = {
     "failed": "red",
     "flood": "magenta",
 }
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 #: Limits are looked for among what was told within so many seconds.
 _LIMITS_S: Final = 86_400.0
 _STATISTICS_S: Final = 3600.0
-
-
-class Span(click.ParamType[float]):
-    """A duration in seconds: ``30m``, ``2h``, ``1d``, or a number of seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Seconds."""
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", str(value).strip())
-        if not found or not 0 < float(found[1]) * _UNITS[found[2] or "s"] <= 365 * 86_400:
-            self.fail(f"{value!r} is no duration up to a year; write 30m, 2h or 1d.", param, ctx)
-        return float(found[1]) * _UNITS[found[2] or "s"]
 
 
 @click.group("alerts", cls=WithDefault)
@@ -265,8 +250,7 @@ def unsilence(key: str) -> int:
     from dramatiq_chaperone.store import audit
 
     with reading(load_settings()) as store:
-        is_known = store.key_type != "id" or key.isdigit()
-        if not is_known or not rows.end_silence(store, key, time.time()):
+        if not rows.end_silence(store, key, time.time()):
             raise ChaperoneError(f"No silence {key} holds. `chaperone alerts silences` lists those that do.")
         audit.begin(store, who=asker(), what="alert unsilence", target=key, origin="cli", result="done")
     click.echo(f"{key}: ended")

@@ -210,3 +210,16 @@ class Moment(click.ParamType[datetime]):
             return moment(str(value), datetime.now(UTC))
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time; write 30m, 2h, 1d, 2026-01-31 or '2026-01-31 14:00'.", param, ctx)
+
+
+class Span(click.ParamType[float]):
+    """A duration in seconds: ``30m``, ``2h``, ``1d``, or a number of seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", str(value).strip())
+        if not found or not 0 < float(found[1]) * _UNITS[found[2] or "s"] <= 365 * 86_400:
+            self.fail(f"{value!r} is no duration up to a year; write 30m, 2h or 1d.", param, ctx)
+        return float(found[1]) * _UNITS[found[2] or "s"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import counters
 from .queries import select
-from .rows import counter_upsert, insert_one, put
-from .times import stored_time, unix_time
+from .rows import counter_upsert, insert_one, put, row_key
+from .times import time_or_none, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -40,14 +40,6 @@ def _marks(values: Sequence[Any]) -> str:
 
 def _chunks(values: Sequence[Any]) -> Iterable[Sequence[Any]]:
     return (values[first : first + _KEYS] for first in range(0, len(values), _KEYS))
-
-
-def _key(store: Store, key: str) -> Any:
-    return int(key) if store.key_type == "id" else key
-
-
-def _at(store: Store, at: float | None) -> Any:
-    return None if at is None else stored_time(store.kind, max(at, 0.0))
 
 
 # -- events that wait for the rules
@@ -98,7 +90,7 @@ def by_ids(store: Store, keys: Sequence[str]) -> list[dict[str, Any]]:
     """These alerts, in their order."""
     found = {}
     for chunk in _chunks(list(dict.fromkeys(keys))):
-        for row in _rows(store, f"id IN ({_marks(chunk)})", [_key(store, key) for key in chunk]):
+        for row in _rows(store, f"id IN ({_marks(chunk)})", [row_key(store, key) for key in chunk]):
             found[row["id"]] = row
     return [found[key] for key in keys if key in found]
 
@@ -110,7 +102,7 @@ def raise_new(store: Store, facts: Mapping[str, Any], at: float, *, is_test: boo
         "is_point": int(facts["is_point"]),
         "is_settled": 0,
         "count": facts.get("number", 1),
-        **{name: _at(store, at) for name in ("created_at", "updated_at", "first_seen_at", "last_seen_at")},
+        **{name: time_or_none(store.kind, at) for name in ("created_at", "updated_at", "first_seen_at", "last_seen_at")},
         **{name: json.dumps(facts[name], default=str) for name in ("labels", "evidence")},
     }
     values["subject"] = str(values["subject"])[:255]
@@ -123,7 +115,9 @@ def seen_again(store: Store, key: str, number: int, evidence: Mapping[str, Any],
     """It was found again, *number* times."""
     counted = store.quote("count")
     text = f"UPDATE {{alerts}} SET {counted} = {counted} + ?, evidence = ?, last_seen_at = ?, updated_at = ? WHERE id = ?"
-    store.execute(text, (number, json.dumps(evidence, default=str), _at(store, at), _at(store, at), _key(store, key)))
+    store.execute(
+        text, (number, json.dumps(evidence, default=str), time_or_none(store.kind, at), time_or_none(store.kind, at), row_key(store, key))
+    )
 
 
 def resolve(store: Store, keys: Sequence[str], at: float) -> None:
@@ -131,14 +125,14 @@ def resolve(store: Store, keys: Sequence[str], at: float) -> None:
     for chunk in _chunks(list(keys)):
         picked = f"status = 'firing' AND id IN ({_marks(chunk)})"
         text = f"UPDATE {{alerts}} SET status = 'resolved', resolved_at = ?, updated_at = ? WHERE {picked}"
-        store.execute(text, (_at(store, at), _at(store, at), *(_key(store, key) for key in chunk)))
+        store.execute(text, (time_or_none(store.kind, at), time_or_none(store.kind, at), *(row_key(store, key) for key in chunk)))
 
 
 def settle(store: Store, keys: Sequence[str], at: float) -> None:
     """Nothing comes of these any more."""
     for chunk in _chunks(list(keys)):
         text = f"UPDATE {{alerts}} SET is_settled = 1, updated_at = ? WHERE id IN ({_marks(chunk)})"
-        store.execute(text, (_at(store, at), *(_key(store, key) for key in chunk)))
+        store.execute(text, (time_or_none(store.kind, at), *(row_key(store, key) for key in chunk)))
 
 
 def suppress(store: Store, reasons: Mapping[str, str], at: float) -> None:
@@ -153,7 +147,7 @@ def suppress(store: Store, reasons: Mapping[str, str], at: float) -> None:
                 "UPDATE {alerts} SET suppressed = ?, updated_at = ? "
                 f"WHERE id IN ({_marks(chunk)}) AND (suppressed IS NULL OR suppressed <> ?)"
             )
-            cursor = store.execute(text, (reason, _at(store, at), *(_key(store, key) for key in chunk), reason))
+            cursor = store.execute(text, (reason, time_or_none(store.kind, at), *(row_key(store, key) for key in chunk), reason))
             changed += max(0, cursor.rowcount)
         if changed:
             count(store, {(SUPPRESSED, (("reason", reason),)): changed})
@@ -163,7 +157,7 @@ def told(store: Store, keys: Sequence[str], at: float) -> None:
     """A channel took a message with these: from now on the limit of their fingerprints holds."""
     for chunk in _chunks(list(keys)):
         text = f"UPDATE {{alerts}} SET told_at = COALESCE(told_at, ?), limited_from = ?, suppressed = NULL WHERE id IN ({_marks(chunk)})"
-        store.execute(text, (_at(store, at), _at(store, at), *(_key(store, key) for key in chunk)))
+        store.execute(text, (time_or_none(store.kind, at), time_or_none(store.kind, at), *(row_key(store, key) for key in chunk)))
 
 
 def limited_from(store: Store, fingerprints: Sequence[str]) -> dict[str, float]:
@@ -226,10 +220,15 @@ def write_group(store: Store, series: str, facts: Mapping[str, Any] | None, at: 
     if facts is None:
         store.execute("DELETE FROM {alert_groups} WHERE series = ?", (series,))
         return
-    values = (json.dumps(facts["state"]), _at(store, facts["due_at"]), _at(store, at))
+    values = (json.dumps(facts["state"]), time_or_none(store.kind, facts["due_at"]), time_or_none(store.kind, at))
     changed = store.execute("UPDATE {alert_groups} SET state = ?, due_at = ?, updated_at = ? WHERE series = ?", (*values, series))
     if not changed.rowcount and not store.rows("SELECT 1 FROM {alert_groups} WHERE series = ?", (series,)):
-        row = {"series": series, "created_at": _at(store, at), "updated_at": _at(store, at), "route": facts["route"][:255]}
+        row = {
+            "series": series,
+            "created_at": time_or_none(store.kind, at),
+            "updated_at": time_or_none(store.kind, at),
+            "route": facts["route"][:255],
+        }
         row |= {"labels": json.dumps(facts["labels"]), "state": values[0], "due_at": values[1]}
         insert_one(store, "alert_groups", row)
 
@@ -242,7 +241,7 @@ def silences(store: Store, *, now: float) -> list[dict[str, Any]]:
     columns = "id, matcher, starts_at, until, reason, owner, notice, created_at"
     text = f"SELECT {columns} FROM {{silences}} WHERE until > ? AND ended_at IS NULL ORDER BY until, id"
     found = []
-    for key, matcher, starts_at, until, reason, owner, notice, created_at in store.rows(text, (_at(store, now),)):
+    for key, matcher, starts_at, until, reason, owner, notice, created_at in store.rows(text, (time_or_none(store.kind, now),)):
         begin = unix_time(starts_at if starts_at is not None else created_at)
         match = json.loads(matcher) if isinstance(matcher, str) else matcher
         found.append(
@@ -257,14 +256,16 @@ def silence(
 ) -> str:
     """Add a silence, or a maintenance window; gives its id."""
     row = {"matcher": json.dumps(match), "reason": reason, "owner": owner[:255], "notice": notice}
-    row |= {name: _at(store, at) for name, at in (("created_at", starts_at), ("starts_at", starts_at), ("until", until))}
+    row |= {name: time_or_none(store.kind, at) for name, at in (("created_at", starts_at), ("starts_at", starts_at), ("until", until))}
     return store.transact(lambda: insert_one(store, "silences", row))
 
 
 def end_silence(store: Store, key: str, at: float) -> bool:
     """End one before its time; False if there is none of this id that holds."""
     text = "UPDATE {silences} SET ended_at = ? WHERE id = ? AND ended_at IS NULL AND until > ?"
-    return store.transact(lambda: bool(store.execute(text, (_at(store, at), _key(store, key), _at(store, at))).rowcount))
+    return store.transact(
+        lambda: bool(store.execute(text, (time_or_none(store.kind, at), row_key(store, key), time_or_none(store.kind, at))).rowcount)
+    )
 
 
 # -- what people say
@@ -278,7 +279,7 @@ def acknowledge(store: Store, keys: Sequence[str], by: str, at: float) -> list[s
         for key in keys:
             picked = "id = ? AND status = 'firing' AND acknowledged_at IS NULL"
             text = f"UPDATE {{alerts}} SET acknowledged_at = ?, acknowledged_by = ? WHERE {picked}"
-            if store.execute(text, (_at(store, at), by[:255], _key(store, key))).rowcount:
+            if store.execute(text, (time_or_none(store.kind, at), by[:255], row_key(store, key))).rowcount:
                 done.append(key)
         return done
 
@@ -300,7 +301,7 @@ def limits(store: Store, *, since: float) -> list[Row]:
     columns = "type, fingerprint, subject, limited_from, evidence"
     text = f"SELECT {columns} FROM {{alerts}} WHERE limited_from >= ? ORDER BY limited_from DESC LIMIT 1000"
     rows = []
-    for type_, name, subject, at, evidence in store.rows(text, (_at(store, since),)):
+    for type_, name, subject, at, evidence in store.rows(text, (time_or_none(store.kind, since),)):
         facts = json.loads(evidence) if isinstance(evidence, str) else evidence or {}
         rows.append({"type": type_, "fingerprint": name, "subject": subject, "limited_from": unix_time(at), "key": facts.get("key", "")})
     return rows
@@ -317,8 +318,6 @@ def list_alerts(store: Store, *, status: str | None = None, type_: str | None = 
 
 def find(store: Store, key: str) -> dict[str, Any] | None:
     """The alert of this id; None if there is none."""
-    if store.key_type == "id" and not key.isdigit():
-        return None
     found = by_ids(store, [key])
     return found[0] if found else None
 

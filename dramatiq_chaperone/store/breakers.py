@@ -15,7 +15,7 @@ from .. import circuits
 from ..circuits import Altered, Calls, Circuit, Operation, Step
 from . import counters
 from .rows import counter_upsert, put, put_events
-from .times import stored_time, unix_time
+from .times import stored_time, time_or_none, unix_time
 
 if TYPE_CHECKING:
     from . import Store
@@ -115,7 +115,7 @@ def _circuit(row: Iterable[Any]) -> Circuit:
 def _write(store: Store, service: str, circuit: Circuit, now: float) -> None:
     facts: dict[str, Any] = {
         **{name: getattr(circuit, name) for name in ("state", "mode", "version", "last_error")},
-        **{name: _stored(store, getattr(circuit, name)) for name in _TIMES - {"updated_at"}},
+        **{name: time_or_none(store.kind, getattr(circuit, name)) for name in _TIMES - {"updated_at"}},
         "failure_count": circuit.failures,
         "success_count": circuit.successes,
         "permits": len(circuit.permits),
@@ -124,10 +124,6 @@ def _write(store: Store, service: str, circuit: Circuit, now: float) -> None:
     }
     text = f"UPDATE {{circuit_breakers}} SET {', '.join(f'{name} = ?' for name in _NAMES)} WHERE service = ?"
     store.execute(text, (*(facts[name] for name in _NAMES), service))
-
-
-def _stored(store: Store, at: float | None) -> Any:
-    return None if at is None else stored_time(store.kind, max(at, 0.0))
 
 
 def _tell(store: Store, service: str, step: Step, now: float) -> None:

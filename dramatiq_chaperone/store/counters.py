@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from ..records import BUCKETS, RUN_OUTCOMES
@@ -144,3 +145,11 @@ def add_histogram(found: Increments, name: str, labels: tuple[tuple[str, str], .
     for bound, number in zip(BOUNDS, buckets, strict=True):
         if number:
             found[f"{name}_bucket", (*labels, ("le", bound))] = number
+
+
+def observe(found: Increments, name: str, labels: tuple[tuple[str, str], ...], values: Sequence[float]) -> None:
+    """The same, of single observations."""
+    buckets = [0] * len(BOUNDS)
+    for value in values:
+        buckets[bisect_left(BUCKETS, value)] += 1
+    add_histogram(found, name, labels, buckets, sum(values))

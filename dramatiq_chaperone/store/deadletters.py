@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..errors import CommandRefused
 from . import audit
 from .leases import AGO, NOW
+from .rows import row_key
 from .times import stored_time
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Claim(NamedTuple):
 
 def actor_of(store: Store, letter: str) -> str | None:
     """The actor of a dead letter; None where there is no such row."""
-    found = store.rows("SELECT actor_name FROM {dead_letter_jobs} WHERE id = ?", (_key(store, letter),))
+    found = store.rows("SELECT actor_name FROM {dead_letter_jobs} WHERE id = ?", (row_key(store, letter),))
     return str(found[0][0]) if found else None
 
 
@@ -112,7 +113,7 @@ def _claim(store: Store, letter: str, new_id: str, who: str, origin: str, *, aga
     lock = "" if store.kind == "sqlite" else " FOR UPDATE"
     now = NOW[store.kind]
     columns = "id, job_id, actor_name, queue, payload, payload_complete, retried_at, retried_as"
-    found = store.rows(f"SELECT {columns} FROM {{dead_letter_jobs}} WHERE id = ?{lock}", (_key(store, letter),))
+    found = store.rows(f"SELECT {columns} FROM {{dead_letter_jobs}} WHERE id = ?{lock}", (row_key(store, letter),))
     if not found:
         raise CommandRefused(f"there is no dead letter {letter}; it may be pruned")
     key, job_id, actor, queue, payload, is_complete, retried_at, retried_as = found[0]
@@ -149,13 +150,6 @@ def _complete(store: Store, job_id: str, payload: Any, *, is_complete: bool) -> 
     if not isinstance(content, dict):
         raise CommandRefused("its arguments are on record in a form that is not known")
     return content
-
-
-def _key(store: Store, letter: str) -> Any:
-    """PostgreSQL compares a number with numbers only."""
-    if store.key_type != "id":
-        return letter
-    return int(letter) if letter.isdigit() and len(letter) < 19 else -1
 
 
 class Picked(NamedTuple):
@@ -206,7 +200,7 @@ def purge(store: Store, picked: Picked | None = None, *, letters: Sequence[str] 
     """
     if picked is None:
         for first in range(0, len(letters), BATCH):
-            keys = [_key(store, letter) for letter in letters[first : first + BATCH]]
+            keys = [row_key(store, letter) for letter in letters[first : first + BATCH]]
             if deleted := store.transact(functools.partial(_delete, store, keys)):
                 yield deleted
         return

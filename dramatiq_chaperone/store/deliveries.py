@@ -11,11 +11,10 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ..records import BUCKETS
 from . import counters
 from .alerts import count, suppress
-from .rows import insert_one
-from .times import stored_time, unix_time
+from .rows import insert_one, row_key
+from .times import time_or_none, unix_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,14 +65,6 @@ _PICKED: Final = (
 )
 
 
-def _at(store: Store, at: float | None) -> Any:
-    return None if at is None else stored_time(store.kind, max(at, 0.0))
-
-
-def _key(store: Store, key: str) -> Any:
-    return int(key) if store.key_type == "id" else key
-
-
 #: Messages of one moment keep their order; attempts at one keep its place.
 _numbers: Final = itertools.count()
 
@@ -98,8 +89,8 @@ def add(
 ) -> str:
     """Add one that waits; gives its id.  For the inside of a transaction."""
     row = {
-        "alert_id": _key(store, alerts[0][0]),
-        "created_at": _at(store, at),
+        "alert_id": row_key(store, alerts[0][0]),
+        "created_at": time_or_none(store.kind, at),
         "channel": channel[:255],
         "attempt": attempt,
         "result": result,
@@ -107,7 +98,7 @@ def add(
         "message": message or _new_message(at),
         "notice": notice,
         "alerts": json.dumps(alerts),
-        "next_at": _at(store, at if next_at is None else next_at),
+        "next_at": time_or_none(store.kind, at if next_at is None else next_at),
         "may_repeat": int(may_repeat),
     }
     return insert_one(store, "alert_deliveries", row)
@@ -127,7 +118,7 @@ def _select(store: Store, condition: str, values: Sequence[Any], tail: str) -> l
 
 def find(store: Store, key: str) -> Delivery:
     """The delivery of this id."""
-    return _select(store, "id = ?", (_key(store, key),), "")[0]
+    return _select(store, "id = ?", (row_key(store, key),), "")[0]
 
 
 def channels_that_wait(store: Store) -> list[str]:
@@ -143,14 +134,14 @@ def next_of(store: Store, channel: str, now: float) -> Delivery | None:
     due = _select(
         store,
         "result = ? AND channel = ? AND next_at <= ?",
-        (WAITING, channel, _at(store, now)),
+        (WAITING, channel, time_or_none(store.kind, now)),
         f"ORDER BY created_at, message LIMIT {_LOOK}",
     )
     if not due:
         return None
     text = f"SELECT alerts, created_at, message FROM {{alert_deliveries}} WHERE result = ? AND channel = ? AND next_at > ? LIMIT {_LOOK}"
     held: dict[str, tuple[float, str]] = {}
-    for alerts, created_at, message in store.rows(text, (WAITING, channel, _at(store, now))):
+    for alerts, created_at, message in store.rows(text, (WAITING, channel, time_or_none(store.kind, now))):
         place = (unix_time(created_at) or 0.0, message)
         for key, _ in json.loads(alerts) if isinstance(alerts, str) else alerts:
             held[key] = min(place, held.get(key, place))
@@ -161,7 +152,7 @@ def next_of(store: Store, channel: str, now: float) -> Delivery | None:
 def claim(store: Store, key: str, holder: str, at: float) -> bool:
     """Take one that waits, before it is sent; False if somebody else has."""
     text = "UPDATE {alert_deliveries} SET result = ?, claimed_at = ?, claimed_by = ? WHERE id = ? AND result = ?"
-    return bool(store.execute(text, (SENDING, _at(store, at), holder, _key(store, key), WAITING)).rowcount)
+    return bool(store.execute(text, (SENDING, time_or_none(store.kind, at), holder, row_key(store, key), WAITING)).rowcount)
 
 
 def sending(store: Store) -> list[str]:
@@ -173,20 +164,17 @@ def give_back(store: Store, keys: Sequence[str], at: float) -> None:
     """These, which somebody had claimed who is gone, wait again, and may be repeats.  For the inside of a transaction."""
     text = "UPDATE {alert_deliveries} SET result = ?, may_repeat = 1, next_at = ? WHERE id = ? AND result = ?"
     for key in keys:
-        store.execute(text, (WAITING, _at(store, at), _key(store, key), SENDING))
+        store.execute(text, (WAITING, time_or_none(store.kind, at), row_key(store, key), SENDING))
 
 
 def finish(store: Store, delivery: Delivery, result: str, at: float, *, seconds: float, error: str | None = None, title: str = "") -> bool:
     """An attempt is over; False if it was not this holder's any more."""
     text = "UPDATE {alert_deliveries} SET result = ?, finished_at = ?, seconds = ?, error = ?, title = ? WHERE id = ? AND result = ?"
-    values = (result, _at(store, at), seconds, error, title[:1000], _key(store, delivery.id), SENDING)
+    values = (result, time_or_none(store.kind, at), seconds, error, title[:1000], row_key(store, delivery.id), SENDING)
     if not store.execute(text, values).rowcount:
         return False
     increments: counters.Increments = {(SENT, (("channel", delivery.channel), ("result", result))): 1}
-    buckets = [0] * len(counters.BOUNDS)
-    place = next((n for n, bound in enumerate(BUCKETS) if seconds <= bound), len(counters.BOUNDS) - 1)
-    buckets[place] = 1
-    counters.add_histogram(increments, DURATION, (("channel", delivery.channel),), buckets, seconds)
+    counters.observe(increments, DURATION, (("channel", delivery.channel),), [seconds])
     count(store, increments)
     return True
 
@@ -200,14 +188,14 @@ def drop_waiting(store: Store, message: str, channel: str) -> None:
 def flood(store: Store, delivery: Delivery, at: float) -> None:
     """A channel has had enough: this one is not sent, and its next message says so."""
     text = "UPDATE {alert_deliveries} SET result = 'flood', finished_at = ? WHERE id = ? AND result = ?"
-    if store.execute(text, (_at(store, at), _key(store, delivery.id), WAITING)).rowcount:
+    if store.execute(text, (time_or_none(store.kind, at), row_key(store, delivery.id), WAITING)).rowcount:
         suppress(store, {key: "flood" for key, _ in delivery.alerts}, at)
 
 
 def flooded(store: Store, channel: str, now: float) -> tuple[int, int]:
     """Messages, and alerts in them, that the channel did not get since its last message; of a day at most."""
     last = "SELECT MAX(finished_at) FROM {alert_deliveries} WHERE channel = ? AND result = 'sent' AND finished_at >= ?"
-    day = _at(store, now - LIFE_S)
+    day = time_or_none(store.kind, now - LIFE_S)
     since = store.rows(last, (channel, day))[0][0]
     text = "SELECT alerts FROM {alert_deliveries} WHERE channel = ? AND result = 'flood' AND finished_at >= ?"
     found = [json.loads(each) if isinstance(each, str) else each for (each,) in store.rows(text, (channel, since or day))]
@@ -217,7 +205,7 @@ def flooded(store: Store, channel: str, now: float) -> tuple[int, int]:
 def sent_since(store: Store, channel: str, since: float) -> int:
     """Messages that *channel* took since then."""
     text = "SELECT COUNT(*) FROM {alert_deliveries} WHERE channel = ? AND result = 'sent' AND finished_at >= ?"
-    return int(store.rows(text, (channel, _at(store, since)))[0][0])
+    return int(store.rows(text, (channel, time_or_none(store.kind, since)))[0][0])
 
 
 def of_alert(store: Store, key: str) -> list[Delivery]:
@@ -237,13 +225,13 @@ def statistics(store: Store, *, since: float, now: float) -> dict[str, Any]:
         "WHERE d.finished_at >= ? AND d.result IN ('sent', 'failed') GROUP BY d.channel, a.type, d.result"
     )
     found: dict[str, Any] = {"total_sent": 0, "total_failed": 0, "by_channel": {}, "by_type": {}}
-    for channel, type_, result, number in store.rows(text, (_at(store, since),)):
+    for channel, type_, result, number in store.rows(text, (time_or_none(store.kind, since),)):
         found[f"total_{result}"] += int(number)
         for name, which in (("by_channel", channel), ("by_type", type_)):
             each = found[name].setdefault(which, {"sent": 0, "failed": 0})
             each[result] += int(number)
     text = "SELECT COUNT(*) FROM {alert_deliveries} WHERE result IN (?, ?) AND created_at < ?"
-    found["overdue"] = int(store.rows(text, (WAITING, SENDING, _at(store, now - OVERDUE_S)))[0][0])
+    found["overdue"] = int(store.rows(text, (WAITING, SENDING, time_or_none(store.kind, now - OVERDUE_S)))[0][0])
     return found
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from ..host import OUT_OF_MEMORY
-from ..records import BUCKETS
 from . import counters
 
 if TYPE_CHECKING:
@@ -73,11 +71,8 @@ class Incidents:
         """What all of it adds to the counters."""
         found: counters.Increments = dict(self._counts)
         for ((queue, actor), after), seconds in self._recoveries.items():
-            buckets = [0.0] * len(counters.BOUNDS)
-            for each in seconds:
-                buckets[bisect_left(BUCKETS, each)] += 1
             labels = (("actor", actor), ("after", after), ("queue", queue))
-            counters.add_histogram(found, counters.RECOVERY, labels, buckets, sum(seconds))
+            counters.observe(found, counters.RECOVERY, labels, seconds)
         return found
 
     def _count(self, name: str, of: _Actor, **label: str) -> None:

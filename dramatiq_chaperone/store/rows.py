@@ -74,6 +74,13 @@ def put_events(store: Store, rows: Sequence[Sequence[Any]]) -> None:
     put(store, EVENT, [[*row, 1] for row in rows], statements.insert(store.kind, "events", EVENT, store.key_type))
 
 
+def row_key(store: Store, key: str) -> Any:
+    """A key as a value of a statement: PostgreSQL compares a number with numbers only.  One that cannot be is no row's."""
+    if store.key_type != "id":
+        return key
+    return int(key) if key.isdigit() and len(key) < 19 else -1
+
+
 def insert_one(store: Store, table: str, values: Mapping[str, Any]) -> str:
     """Add one row, and give its key.  For the inside of a transaction; JSON columns come as text."""
     key = store.new_key()

@@ -36,6 +36,11 @@ def stored_time(kind: str, at: float) -> Any:
     return moment if kind == "postgres" else moment.replace(tzinfo=None)
 
 
+def time_or_none(kind: str, at: float | None) -> Any:
+    """The same, where there may be none; a clock may be before 1970."""
+    return None if at is None else stored_time(kind, max(at, 0.0))
+
+
 def aware(value: Any) -> datetime | None:
     """A time as the database gave it, as an aware datetime in UTC."""
     if value is None:
